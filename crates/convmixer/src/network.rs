@@ -1,0 +1,121 @@
+//! The network: stem, blocks, global mean, linear head.
+
+use core_layers::{Activation, BatchNorm2d, Conv2d, Linear, Model, Padding};
+use tch::nn::Path;
+use tch::{Kind, TchError, Tensor};
+
+use crate::ConvMixerConfig;
+
+/// A ConvMixer; see [`ConvMixerConfig`].
+///
+/// Features are the `[B, embed_dim]` global mean of the last block's map.
+#[derive(Debug)]
+pub struct ConvMixer {
+    stem: Conv2d,
+    stem_norm: BatchNorm2d,
+    blocks: Vec<Block>,
+    head: Linear,
+    activation: Activation,
+}
+
+/// Mixes positions with a residual depthwise convolution, then channels with a 1×1 convolution
+/// that has no residual.
+#[derive(Debug)]
+struct Block {
+    depthwise: Conv2d,
+    depthwise_norm: BatchNorm2d,
+    pointwise: Conv2d,
+    pointwise_norm: BatchNorm2d,
+}
+
+impl ConvMixer {
+    pub(crate) fn new(vs: &Path, config: &ConvMixerConfig) -> Result<Self, TchError> {
+        let &ConvMixerConfig { embed_dim, patch_size, num_classes, init, .. } = config;
+        // The numbers in the paths are the positions timm's nested sequences give the layers.
+        let stem = vs / "stem";
+        let fan_in = 3 * patch_size * patch_size;
+        let weight = init.weight(fan_in, patch_size * patch_size * embed_dim);
+        Ok(Self {
+            stem: Conv2d::new(&(&stem / 0), 3, embed_dim, patch_size, weight, Some(init.bias(fan_in)))?
+                .stride(patch_size),
+            stem_norm: norm(&(&stem / 2), config)?,
+            blocks: (0..config.depth)
+                .map(|i| Block::new(&(vs / "blocks" / i), config))
+                .collect::<Result<_, _>>()?,
+            head: Linear::new(
+                &(vs / "head"),
+                embed_dim,
+                num_classes,
+                init.weight(embed_dim, num_classes),
+                Some(init.bias(embed_dim)),
+            )?,
+            activation: config.activation,
+        })
+    }
+
+    /// The patch embedding the blocks start from: images `[B, 3, H, W]` to `[B, C, H/p, W/p]`.
+    pub fn embed(&self, images: &Tensor, train: bool) -> Tensor {
+        self.stem_norm.forward_t(&self.activation.forward(&self.stem.forward(images)), train)
+    }
+}
+
+impl Block {
+    fn new(vs: &Path, config: &ConvMixerConfig) -> Result<Self, TchError> {
+        let &ConvMixerConfig { embed_dim, kernel_size, init, .. } = config;
+        let residual = vs / 0 / "fn";
+        let kernel_area = kernel_size * kernel_size;
+        // Keras counts all channels among a depthwise kernel's inputs, although each output sees
+        // one; PyTorch does not.
+        let depthwise = match init {
+            core_layers::InitScheme::Glorot => init.weight(kernel_area * embed_dim, kernel_area),
+            core_layers::InitScheme::Torch => init.weight(kernel_area, kernel_area),
+        };
+        let pointwise = init.weight(embed_dim, embed_dim);
+        Ok(Self {
+            depthwise: Conv2d::depthwise(
+                &(&residual / 0),
+                embed_dim,
+                kernel_size,
+                depthwise,
+                Some(init.bias(kernel_area)),
+            )?
+            .padding(Padding::Same),
+            depthwise_norm: norm(&(&residual / 2), config)?,
+            pointwise: Conv2d::new(
+                &(vs / 1),
+                embed_dim,
+                embed_dim,
+                1,
+                pointwise,
+                Some(init.bias(embed_dim)),
+            )?,
+            pointwise_norm: norm(&(vs / 3), config)?,
+        })
+    }
+
+    /// `[B, C, H, W]` → the same shape.
+    fn forward_t(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        let mixed = activation.forward(&self.depthwise.forward(x));
+        let x = x + self.depthwise_norm.forward_t(&mixed, train);
+        let mixed = activation.forward(&self.pointwise.forward(&x));
+        self.pointwise_norm.forward_t(&mixed, train)
+    }
+}
+
+fn norm(vs: &Path, config: &ConvMixerConfig) -> Result<BatchNorm2d, TchError> {
+    BatchNorm2d::new(vs, config.embed_dim, config.bn_momentum, config.bn_eps)
+}
+
+impl Model for ConvMixer {
+    fn forward_features(&self, images: &Tensor, train: bool) -> Tensor {
+        let mut x = self.embed(images, train);
+        for block in &self.blocks {
+            x = block.forward_t(&x, self.activation, train);
+        }
+        x.mean_dim([2i64, 3].as_slice(), false, Kind::Float) // [B, C, H, W] -> [B, C]
+    }
+
+    fn forward_head(&self, features: &Tensor, _train: bool) -> Tensor {
+        self.head.forward(features)
+    }
+}

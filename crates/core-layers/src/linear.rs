@@ -1,0 +1,57 @@
+//! A dense layer with explicit initialisers.
+
+use tch::nn::Path;
+use tch::{TchError, Tensor};
+
+use crate::{Init, parameter};
+
+/// y = x·Wᵀ + b over the last dimension.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Creates `weight` `[outputs, inputs]` and, if it has an initialiser, `bias` `[outputs]`.
+    ///
+    /// # Errors
+    /// What libtorch says when a tensor cannot be made.
+    pub fn new(
+        vs: &Path,
+        inputs: i64,
+        outputs: i64,
+        weight: Init,
+        bias: Option<Init>,
+    ) -> Result<Self, TchError> {
+        Ok(Self {
+            weight: parameter(vs, "weight", &[outputs, inputs], weight)?,
+            bias: bias.map(|init| parameter(vs, "bias", &[outputs], init)).transpose()?,
+        })
+    }
+
+    /// `[.., inputs]` → `[.., outputs]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, nn};
+
+    #[test]
+    fn it_computes_the_product_and_adds_the_bias() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let layer = Linear::new(&vs.root(), 2, 3, Init::Zeros, Some(Init::Ones)).unwrap();
+        tch::no_grad(|| {
+            layer
+                .weight
+                .shallow_clone()
+                .copy_(&Tensor::from_slice(&[1f32, 2., 3., 4., 5., 6.]).reshape([3, 2]));
+        });
+        let y = layer.forward(&Tensor::from_slice(&[10f32, 1.]));
+        assert_eq!(Vec::<f32>::try_from(y).unwrap(), [13., 35., 57.]);
+    }
+}

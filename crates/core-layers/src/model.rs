@@ -1,0 +1,112 @@
+//! What every architecture offers: a configuration with named variants, and the network built of it.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tch::nn::Path;
+use tch::{TchError, Tensor};
+
+/// An image classifier.
+pub trait Model: fmt::Debug + Send {
+    /// Images `[B, 3, H, W]`, floats as the network is fed them, to features whose shape is the
+    /// architecture's. `train` switches dropout, stochastic depth and batch statistics on.
+    fn forward_features(&self, images: &Tensor, train: bool) -> Tensor;
+
+    /// Features to logits `[B, num_classes]`, before any softmax.
+    fn forward_head(&self, features: &Tensor, train: bool) -> Tensor;
+
+    /// Images `[B, 3, H, W]` to logits `[B, num_classes]`.
+    fn forward_t(&self, images: &Tensor, train: bool) -> Tensor {
+        self.forward_head(&self.forward_features(images, train), train)
+    }
+
+    /// Where the network looks, `[B, heads or 1, h, w]`, or `None` for one without attention.
+    fn attention_maps(&self, _images: &Tensor) -> Option<Tensor> {
+        None
+    }
+}
+
+/// A named configuration of an architecture.
+#[derive(Debug)]
+pub struct Variant<C> {
+    /// The name recipes, tables and `--model` use.
+    pub name: &'static str,
+    /// Makes the configuration.
+    pub config: fn() -> C,
+}
+
+/// An architecture's configuration: plain data that decides the network completely.
+pub trait ModelConfig: Clone + Serialize + DeserializeOwned + 'static {
+    /// The network built of it.
+    type Network: Model + 'static;
+
+    /// The architecture's name; its recipes are `recipes/<preset>/<FAMILY>.toml`.
+    const FAMILY: &'static str;
+
+    /// Every variant with a name.
+    const VARIANTS: &'static [Variant<Self>];
+
+    /// Side of the square images the variant is made for, in pixels.
+    fn image_size(&self) -> i64;
+
+    /// Sets the image size where the network depends on it.
+    fn set_image_size(&mut self, pixels: i64);
+
+    /// Number of logits.
+    fn num_classes(&self) -> i64;
+
+    /// Sets the number of logits.
+    fn set_num_classes(&mut self, classes: i64);
+
+    /// Trainable parameters, counted from the configuration without building the network.
+    fn param_count(&self) -> u64;
+
+    /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image
+    /// of [`Self::image_size`], attention products included.
+    fn macs(&self) -> u64;
+
+    /// Builds the network with freshly drawn parameters under `vs`.
+    ///
+    /// # Errors
+    /// A field out of its range, or what libtorch says when a tensor cannot be made.
+    fn init(&self, vs: &Path) -> Result<Self::Network, ConfigError>;
+}
+
+/// Why a configuration does not make a network.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A field is out of its range.
+    #[error("model.{field} = {value}: {expected}")]
+    Field {
+        /// The field of the configuration.
+        field: &'static str,
+        /// What it is set to.
+        value: String,
+        /// What it has to be.
+        expected: String,
+    },
+    /// libtorch could not make a tensor.
+    #[error("libtorch could not build the network: {}", first_line(.0))]
+    Torch(#[from] TchError),
+}
+
+/// The [`ConfigError`] for a field out of its range.
+pub fn field_error(
+    field: &'static str,
+    value: impl fmt::Display,
+    expected: impl fmt::Display,
+) -> ConfigError {
+    ConfigError::Field { field, value: value.to_string(), expected: expected.to_string() }
+}
+
+/// The first line of libtorch's message; the rest is a C++ stack.
+fn first_line(error: &TchError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// A product of configuration fields as a count. Fields are checked to be positive and bounded
+/// before they get here; a product past u64 saturates rather than wraps.
+pub fn count(factors: &[i64]) -> u64 {
+    factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(u64::try_from(factor).unwrap_or(0)))
+}

@@ -1,0 +1,123 @@
+//! Batch norm and layer norm with every constant spelled out: frameworks disagree on all of them.
+
+use tch::nn::Path;
+use tch::{TchError, Tensor};
+
+use crate::{Init, buffer, parameter};
+
+/// Batch normalisation of `[B, C, H, W]` maps over B, H and W (Ioffe & Szegedy, arXiv:1502.03167).
+#[derive(Debug)]
+pub struct BatchNorm2d {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: f64,
+    eps: f64,
+}
+
+impl BatchNorm2d {
+    /// Gain 1, shift 0, running mean 0 and variance 1.
+    ///
+    /// `momentum` is the weight of the *new* value in the running statistics, as PyTorch counts
+    /// it: PyTorch's default is 0.1, Keras's default of 0.99 for the old value is 0.01 here. `eps`
+    /// is 1e-5 in PyTorch and 1e-3 in Keras.
+    ///
+    /// # Errors
+    /// What libtorch says when a tensor cannot be made.
+    pub fn new(vs: &Path, channels: i64, momentum: f64, eps: f64) -> Result<Self, TchError> {
+        Ok(Self {
+            weight: parameter(vs, "weight", &[channels], Init::Ones)?,
+            bias: parameter(vs, "bias", &[channels], Init::Zeros)?,
+            running_mean: buffer(vs, "running_mean", &[channels], Init::Zeros)?,
+            running_var: buffer(vs, "running_var", &[channels], Init::Ones)?,
+            momentum,
+            eps,
+        })
+    }
+
+    /// `[B, C, H, W]` → the same shape. In training it normalises by the batch and moves the
+    /// running statistics (the variance unbiased); otherwise it normalises by those.
+    pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        x.batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            train,
+            self.momentum,
+            self.eps,
+            true,
+        )
+    }
+}
+
+/// Layer normalisation over the last dimension (Ba et al., arXiv:1607.06450).
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Gain 1, shift 0. `eps` goes under the root; the published networks use 1e-5 or 1e-6.
+    ///
+    /// # Errors
+    /// What libtorch says when a tensor cannot be made.
+    pub fn new(vs: &Path, channels: i64, eps: f64) -> Result<Self, TchError> {
+        Ok(Self {
+            weight: parameter(vs, "weight", &[channels], Init::Ones)?,
+            bias: parameter(vs, "bias", &[channels], Init::Zeros)?,
+            eps,
+        })
+    }
+
+    /// `[.., C]` → the same shape.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, nn};
+
+    fn close(got: &Tensor, want: &[f64]) {
+        let got = Vec::<f64>::try_from(got.flatten(0, -1).to_kind(Kind::Double)).unwrap();
+        assert_eq!(got.len(), want.len());
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() < 1e-6, "{got:?} {want:?}");
+        }
+    }
+
+    #[test]
+    fn batch_norm_starts_as_identity_statistics_and_moves_by_momentum() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let norm = BatchNorm2d::new(&vs.root(), 1, 0.01, 1e-3).unwrap();
+        let x = Tensor::from_slice(&[1f32, 2., 3., 6.]).reshape([1, 1, 2, 2]);
+        // Evaluation with mean 0 and variance 1: x / √(1 + 1e-3).
+        let scale = 1.0 / 1.001f64.sqrt();
+        close(&norm.forward_t(&x, false), &[scale, 2.0 * scale, 3.0 * scale, 6.0 * scale]);
+        // Training: batch mean 3, biased variance 3.5.
+        let root = 3.501f64.sqrt();
+        close(&norm.forward_t(&x, true), &[-2.0 / root, -1.0 / root, 0.0, 3.0 / root]);
+        // Running mean 0.01·3; running variance 0.99·1 + 0.01·(3.5·4/3).
+        close(&norm.running_mean, &[0.03]);
+        close(&norm.running_var, &[0.99 + 0.01 * 14.0 / 3.0]);
+        assert_eq!(vs.trainable_variables().len(), 2);
+    }
+
+    #[test]
+    fn layer_norm_uses_the_biased_variance_and_its_own_eps() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let x = Tensor::from_slice(&[1f32, 3.]).reshape([1, 2]);
+        // Mean 2, biased variance 1.
+        for eps in [1e-5f64, 1e-1] {
+            let norm = LayerNorm::new(&(vs.root() / eps.to_string().replace('.', "_")), 2, eps).unwrap();
+            let want = 1.0 / (1.0 + eps).sqrt();
+            close(&norm.forward(&x), &[-want, want]);
+        }
+    }
+}

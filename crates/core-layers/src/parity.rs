@@ -1,0 +1,107 @@
+//! Deterministic tensors for comparing a network with another implementation of it.
+//!
+//! Both sides fill every parameter with the same numbers, made from the parameter's name alone,
+//! and compare logits: no files change hands. The generator is FNV-1a over the name and
+//! SplitMix64 over the element's index.
+
+use tch::{Device, Kind, Tensor};
+
+/// What a tensor is for, which decides the range of its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Weights of a matrix, a convolution or a pooling vector: ±√(3 / product of all but the first
+    /// dimension).
+    Weight,
+    /// The gain of a norm: 1 ± 0.1.
+    Gain,
+    /// A bias, the shift of a norm or a running mean: ±0.1.
+    Shift,
+    /// A running variance: 1 to 1.5.
+    RunningVariance,
+    /// A class token, a position embedding or a relative-position bias table: ±0.5.
+    Embedding,
+    /// Layer scale: 0.5 ± 0.1.
+    LayerScale,
+}
+
+/// The tensor of this name, shape and role, f32 on the CPU; elements are numbered row-major.
+pub fn tensor(name: &str, shape: &[i64], role: Role) -> Tensor {
+    let fan_in: i64 = shape.iter().skip(1).product();
+    let value = |u: f64| {
+        let r = 2.0 * u - 1.0;
+        match role {
+            Role::Weight => (3.0 / fan_in as f64).sqrt() * r,
+            Role::Gain => 1.0 + 0.1 * r,
+            Role::Shift => 0.1 * r,
+            Role::RunningVariance => 1.0 + 0.5 * u,
+            Role::Embedding => 0.5 * r,
+            Role::LayerScale => 0.5 + 0.1 * r,
+        }
+    };
+    from_uniform(name, shape, value)
+}
+
+/// Images `[batch, 3, size, size]` with whole values 0 to 255 as f32 on the CPU.
+pub fn images(batch: i64, size: i64) -> Tensor {
+    from_uniform("image", &[batch, 3, size, size], |u| (256.0 * u).floor())
+}
+
+fn from_uniform(name: &str, shape: &[i64], value: impl Fn(f64) -> f64) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let hash = fnv1a(name);
+    let values: Vec<f32> = (0..count).map(|i| value(uniform(hash, i as u64)) as f32).collect();
+    Tensor::from_slice(&values).reshape(shape).to_kind(Kind::Float).to_device(Device::Cpu)
+}
+
+fn fnv1a(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// Uniform on [0, 1) with 24 bits.
+fn uniform(hash: u32, index: u64) -> f64 {
+    let mut z = (u64::from(hash) << 32).wrapping_add(index).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    (z >> 40) as f64 / f64::from(1 << 24)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generator_gives_the_agreed_numbers() {
+        let cases: [(&str, u32, &[f64]); 3] = [
+            ("image", 3_008_443_898, &[0.7323581, 0.96795601, 0.73939335]),
+            ("tok.0.weight", 492_379_851, &[0.2114889, 0.60901064]),
+            ("head.bias", 506_063_150, &[0.35257441]),
+        ];
+        for (name, hash, first) in cases {
+            assert_eq!(fnv1a(name), hash);
+            for (i, want) in first.iter().enumerate() {
+                assert!((uniform(hash, i as u64) - want).abs() < 1e-7, "{name} {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn roles_decide_the_range() {
+        let ranges = [
+            (Role::Weight, -0.5, 0.5),
+            (Role::Gain, 0.9, 1.1),
+            (Role::Shift, -0.1, 0.1),
+            (Role::RunningVariance, 1.0, 1.5),
+            (Role::Embedding, -0.5, 0.5),
+            (Role::LayerScale, 0.4, 0.6),
+        ];
+        for (role, low, high) in ranges {
+            // Twelve weights per output: √(3/12) = 0.5.
+            let t = tensor("x", &[500, 3, 2, 2], role);
+            let width = high - low;
+            let (min, max) = (t.min().double_value(&[]), t.max().double_value(&[]));
+            assert!((low - 1e-6..low + 0.01 * width).contains(&min), "{role:?} {min}");
+            assert!(max <= high + 1e-6 && max > high - 0.01 * width, "{role:?} {max}");
+        }
+    }
+}

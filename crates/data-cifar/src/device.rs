@@ -1,0 +1,326 @@
+//! A data set on the training device, and batches of it: after one transfer per epoch, everything
+//! about a batch happens on the device.
+
+use tch::{Device, Tensor};
+
+use crate::error::DataError;
+use crate::host::Labelled;
+
+/// All images and labels of a set on one device; CIFAR-10's training images take 154 MB there.
+#[derive(Debug)]
+pub struct DeviceSet {
+    /// Bytes, `[N, 3, H, W]`.
+    pub images: Tensor,
+    /// Classes as i64, `[N]`.
+    pub labels: Tensor,
+}
+
+impl DeviceSet {
+    /// Copies `set` to `device`.
+    ///
+    /// # Errors
+    /// When the numbers of images and labels differ, or the device is not there or full.
+    pub fn new(set: &Labelled, device: Device) -> Result<Self, DataError> {
+        let (images, labels) = (set.images.shape(), set.labels.len());
+        if images[0] != labels {
+            return Err(DataError::Argument(format!("{} images with {labels} labels", images[0])));
+        }
+        let shape: Vec<i64> = images.iter().map(|&size| size as i64).collect();
+        let layout = set.images.as_standard_layout(); // copies only what is not in that order already
+        let pixels = layout.as_slice().unwrap_or_default();
+        let labels: Vec<i64> = set.labels.iter().map(|&label| i64::from(label)).collect();
+        Ok(Self {
+            images: Tensor::f_from_slice(pixels)?.f_view(shape.as_slice())?.f_to_device(device)?,
+            labels: Tensor::f_from_slice(&labels)?.f_to_device(device)?,
+        })
+    }
+
+    /// The number of images.
+    pub fn len(&self) -> usize {
+        self.labels.size().first().map_or(0, |&n| n as usize)
+    }
+
+    /// `true` without images.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The images `[B, 3, H, W]` and labels `[B]` at `indices`, i64 `[B]` on the set's device.
+    ///
+    /// # Errors
+    /// When an index is out of range or `indices` is of another kind or device. (CUDA reports an index out
+    /// of range only later, and for good; [`DeviceSet::batches`] checks on the host, once per epoch.)
+    pub fn batch(&self, indices: &Tensor) -> Result<(Tensor, Tensor), DataError> {
+        Ok((self.images.f_index_select(0, indices)?, self.labels.f_index_select(0, indices)?))
+    }
+
+    /// The images of `order` in batches of `batch_size`; the last one holds what is left.
+    ///
+    /// With `flips`, one per entry of `order`, an image whose flip is `true` comes mirrored left to right.
+    ///
+    /// # Errors
+    /// When the batch size is 0, an index is out of range, or `flips` is of another length.
+    pub fn batches(
+        &self,
+        order: &[i64],
+        flips: Option<&[bool]>,
+        batch_size: usize,
+    ) -> Result<Batches<'_>, DataError> {
+        if batch_size == 0 {
+            return Err(DataError::Argument("the batch size must be at least 1, not 0".into()));
+        }
+        let n = self.len();
+        if let Some(index) =
+            order.iter().find(|&&index| usize::try_from(index).map_or(true, |index| index >= n))
+        {
+            return Err(DataError::Argument(format!("there is no image {index} in a set of {n}")));
+        }
+        if let Some(flips) = flips.filter(|flips| flips.len() != order.len()) {
+            return Err(DataError::Argument(format!("{} flips for {} images", flips.len(), order.len())));
+        }
+        let device = self.images.device();
+        Ok(Batches {
+            set: self,
+            order: Tensor::f_from_slice(order)?.f_to_device(device)?,
+            flips: flips.map(|flips| Tensor::f_from_slice(flips)?.f_to_device(device)).transpose()?,
+            len: order.len(),
+            batch_size,
+            start: 0,
+        })
+    }
+}
+
+/// One batch on the device.
+#[derive(Debug)]
+pub struct Batch {
+    /// Bytes, `[B, 3, H, W]`.
+    pub images: Tensor,
+    /// Classes as i64, `[B]`.
+    pub labels: Tensor,
+}
+
+/// The batches of one pass over a [`DeviceSet`]; see [`DeviceSet::batches`].
+#[derive(Debug)]
+pub struct Batches<'a> {
+    set: &'a DeviceSet,
+    order: Tensor,
+    flips: Option<Tensor>,
+    len: usize,
+    batch_size: usize,
+    start: usize,
+}
+
+impl Batches<'_> {
+    fn batch(&self, start: usize, len: usize) -> Result<Batch, DataError> {
+        let (start, len) = (start as i64, len as i64);
+        let (images, labels) = self.set.batch(&self.order.f_narrow(0, start, len)?)?;
+        let images = match &self.flips {
+            Some(flips) => flip(&images, &flips.f_narrow(0, start, len)?)?,
+            None => images,
+        };
+        Ok(Batch { images, labels })
+    }
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let len = self.batch_size.min(self.len - self.start);
+        if len == 0 {
+            return None;
+        }
+        let batch = self.batch(self.start, len);
+        self.start += len;
+        Some(batch)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = (self.len - self.start).div_ceil(self.batch_size);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Batches<'_> {}
+
+/// Mirrors left to right the images `[B, C, H, W]` of any kind whose entry in `mask`, bool `[B]`, is `true`.
+///
+/// # Errors
+/// When the shapes do not fit each other, or the devices differ.
+pub fn flip(images: &Tensor, mask: &Tensor) -> Result<Tensor, DataError> {
+    let (shape, mask_shape) = (images.size(), mask.size());
+    if shape.len() != 4 || mask_shape != shape[..1] {
+        return Err(DataError::Argument(format!("cannot flip images {shape:?} by a mask {mask_shape:?}")));
+    }
+    Ok(images.f_flip([3])?.f_where_self(&mask.f_view([-1, 1, 1, 1])?, images)?)
+}
+
+/// Resizes float images `[B, C, H, W]` to `[B, C, size, size]`: bilinear, pixel centres at one half, no
+/// antialiasing. Images of that size already are returned as they are.
+///
+/// # Errors
+/// When `size` is not positive or `images` have another number of dimensions.
+pub fn resize(images: &Tensor, size: i64) -> Result<Tensor, DataError> {
+    let shape = images.size();
+    if size < 1 || shape.len() != 4 {
+        return Err(DataError::Argument(format!(
+            "cannot resize images {shape:?} to a side of {size} pixels"
+        )));
+    }
+    if shape[2..] == [size, size] {
+        return Ok(images.shallow_clone());
+    }
+    Ok(images.f_upsample_bilinear2d([size, size], false, None, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array1, Array4};
+    use tch::Kind;
+
+    use super::*;
+
+    /// Up to 13 images of 2×3 pixels; image i holds the bytes from 20·i on.
+    fn set(n: usize) -> Labelled {
+        Labelled {
+            images: Array4::from_shape_fn((n, 3, 2, 3), |(n, c, y, x)| (n * 20 + c * 6 + y * 3 + x) as u8),
+            labels: Array1::from_shape_fn(n, |n| (n % 10) as u8),
+        }
+    }
+
+    fn bytes(tensor: &Tensor) -> Vec<u8> {
+        Vec::try_from(tensor.flatten(0, -1)).unwrap()
+    }
+
+    fn labels(tensor: &Tensor) -> Vec<i64> {
+        Vec::try_from(tensor).unwrap()
+    }
+
+    #[test]
+    fn the_device_holds_the_same_values() {
+        let host = set(12);
+        let device = DeviceSet::new(&host, Device::Cpu).unwrap();
+        assert_eq!((device.images.kind(), device.images.size()), (Kind::Uint8, vec![12, 3, 2, 3]));
+        assert_eq!((device.labels.kind(), device.len()), (Kind::Int64, 12));
+        assert_eq!(bytes(&device.images), host.images.iter().copied().collect::<Vec<_>>());
+        assert_eq!(labels(&device.labels), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]);
+        // Another memory layout is the same data set.
+        let mut columns = host.clone();
+        columns.images = columns.images.permuted_axes([0, 1, 3, 2]).as_standard_layout().into_owned();
+        columns.images.swap_axes(2, 3);
+        assert!(columns.images.as_slice().is_none());
+        assert_eq!(bytes(&DeviceSet::new(&columns, Device::Cpu).unwrap().images), bytes(&device.images));
+    }
+
+    #[test]
+    fn a_batch_holds_the_images_asked_for() {
+        let host = set(12);
+        let device = DeviceSet::new(&host, Device::Cpu).unwrap();
+        let (images, classes) = device.batch(&Tensor::from_slice(&[11i64, 0, 11])).unwrap();
+        assert_eq!((images.size(), labels(&classes)), (vec![3, 3, 2, 3], vec![1, 0, 1]));
+        for (place, n) in [11, 0, 11].into_iter().enumerate() {
+            let expected: Vec<u8> = host.images.index_axis(ndarray::Axis(0), n).iter().copied().collect();
+            assert_eq!(bytes(&images.get(place as i64)), expected);
+        }
+        assert!(device.batch(&Tensor::from_slice(&[12i64])).is_err());
+    }
+
+    #[test]
+    fn every_index_comes_once_and_the_last_batch_is_kept() {
+        let device = DeviceSet::new(&set(12), Device::Cpu).unwrap();
+        let order = [11, 3, 5, 0, 1, 2, 4, 10, 9, 6, 7];
+        for (batch_size, sizes) in [(4, vec![4, 4, 3]), (11, vec![11]), (100, vec![11]), (1, vec![1; 11])] {
+            let batches = device.batches(&order, None, batch_size).unwrap();
+            assert_eq!(batches.len(), sizes.len());
+            let batches: Vec<Batch> = batches.collect::<Result<_, _>>().unwrap();
+            assert_eq!(batches.iter().map(|batch| batch.images.size()[0]).collect::<Vec<_>>(), sizes);
+            let first: Vec<u8> = batches
+                .iter()
+                .flat_map(|batch| bytes(&batch.images.select(1, 0).select(1, 0).select(1, 0)))
+                .collect();
+            assert_eq!(first, order.map(|index| index as u8 * 20));
+            let classes: Vec<i64> = batches.iter().flat_map(|batch| labels(&batch.labels)).collect();
+            assert_eq!(classes, order.map(|index| index % 10));
+        }
+        assert_eq!(device.batches(&[], None, 4).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn flips_follow_their_images_whatever_the_batch_size() {
+        let device = DeviceSet::new(&set(12), Device::Cpu).unwrap();
+        let (order, flips) = ([2, 0, 1, 5, 4], [true, false, true, true, false]);
+        for batch_size in [1, 2, 5] {
+            let images: Vec<Tensor> = device
+                .batches(&order, Some(&flips), batch_size)
+                .unwrap()
+                .map(|batch| batch.unwrap().images)
+                .collect();
+            let images = Tensor::cat(&images, 0);
+            for (place, (&index, &flipped)) in order.iter().zip(&flips).enumerate() {
+                let row = bytes(&images.get(place as i64).get(0).get(0));
+                let first = index as u8 * 20;
+                let expected =
+                    if flipped { [first + 2, first + 1, first] } else { [first, first + 1, first + 2] };
+                assert_eq!(row, expected, "image {index}, batches of {batch_size}");
+            }
+        }
+    }
+
+    #[test]
+    fn flip_mirrors_columns_of_the_chosen_images_only() {
+        let images = Tensor::from_slice(&[1f32, 2., 3., 4., 5., 6., 7., 8.]).view([2, 1, 2, 2]);
+        let flipped = flip(&images, &Tensor::from_slice(&[false, true])).unwrap();
+        assert_eq!(Vec::<f32>::try_from(flipped.flatten(0, -1)).unwrap(), [1., 2., 3., 4., 6., 5., 8., 7.]);
+        assert!(flip(&images, &Tensor::from_slice(&[true])).is_err()); // would be broadcast
+        assert!(flip(&images.get(0), &Tensor::from_slice(&[true])).is_err());
+    }
+
+    /// Weights of neighbours at half-pixel centres: 3/4 and 1/4 inside, the edge pixel outside.
+    #[test]
+    fn resize_2x2_to_4x4_by_hand() {
+        let images = Tensor::from_slice(&[0f32, 16., 32., 64.]).view([1, 1, 2, 2]);
+        let resized = resize(&images, 4).unwrap();
+        assert_eq!(resized.size(), [1, 1, 4, 4]);
+        assert_eq!(
+            Vec::<f32>::try_from(resized.flatten(0, -1)).unwrap(),
+            [0., 4., 12., 16., 8., 13., 23., 28., 24., 31., 45., 52., 32., 40., 56., 64.]
+        );
+    }
+
+    /// Without antialiasing, a quarter of the size takes the mean of the middle 2×2 of each 4×4 block.
+    #[test]
+    fn resize_down_reads_four_neighbours() {
+        let images = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]);
+        assert_eq!(resize(&images, 1).unwrap().double_value(&[0, 0, 0, 0]), 7.5); // (5 + 6 + 9 + 10)/4
+    }
+
+    #[test]
+    fn resize_to_the_same_size_changes_nothing() {
+        let images = Tensor::rand([2, 3, 5, 5], (Kind::Float, Device::Cpu));
+        assert_eq!(resize(&images, 5).unwrap().data_ptr(), images.data_ptr());
+        assert_eq!(
+            resize(&Tensor::rand([1, 3, 5, 4], (Kind::Float, Device::Cpu)), 5).unwrap().size(),
+            [1, 3, 5, 5]
+        );
+    }
+
+    #[test]
+    fn bad_arguments_are_errors() {
+        let device = DeviceSet::new(&set(12), Device::Cpu).unwrap();
+        for (result, part) in [
+            (device.batches(&[0], None, 0), "at least 1, not 0"),
+            (device.batches(&[0, 12], None, 4), "no image 12 in a set of 12"),
+            (device.batches(&[-1], None, 4), "no image -1"),
+            (device.batches(&[0, 1], Some(&[true]), 4), "1 flips for 2 images"),
+        ] {
+            let message = result.unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+        for size in [0, -3] {
+            assert!(resize(&Tensor::zeros([1, 3, 2, 2], (Kind::Float, Device::Cpu)), size).is_err());
+        }
+        let unequal = Labelled { labels: Array1::zeros(3), ..set(2) };
+        let message = DeviceSet::new(&unequal, Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("2 images with 3 labels"), "{message}");
+    }
+}

@@ -1,0 +1,63 @@
+//! Writing a file so that a reader, or a restart, sees the old content or the new, never a part.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Replaces the file at `path` by `bytes`: writes beside it, flushes to the disk, renames.
+///
+/// When any step fails (a full disk, a read-only directory) the old file is untouched and the
+/// half-written one is removed.
+///
+/// # Errors
+/// Whatever the file system answers; the message does not name the path, so add it.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?);
+    name.push(format!(".{}.partial", std::process::id()));
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let beside = directory.join(name);
+    let written = write_and_flush(&beside, bytes).and_then(|()| fs::rename(&beside, path));
+    if let Err(error) = written {
+        // The first error is the one to report; a leftover that cannot be removed is only litter.
+        let _ = fs::remove_file(&beside);
+        return Err(error);
+    }
+    // The rename itself is durable only once its directory is.
+    File::open(directory)?.sync_all()
+}
+
+fn write_and_flush(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_litter() {
+        let directory = std::env::temp_dir().join(format!("run-record-disk-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("history.csv");
+        write_atomically(&path, b"first").unwrap();
+        write_atomically(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+
+        // A directory cannot be replaced by a file: the rename fails after the bytes are written.
+        let occupied = directory.join("occupied");
+        fs::create_dir_all(occupied.join("inside")).unwrap();
+        assert!(write_atomically(&occupied, b"third").is_err());
+        let mut names: Vec<_> =
+            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["history.csv", "occupied"]);
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

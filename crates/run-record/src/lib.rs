@@ -1,0 +1,21 @@
+//! Plain data of a training run, shared by the trainer that writes it and by xtask that reads it.
+//!
+//! | on disk | type |
+//! | --- | --- |
+//! | `recipes/<preset>/<family>.toml`, `runs/*/recipe.toml` | [`Recipe`] |
+//! | `runs/*/history.csv`, one row per epoch | [`EpochStats`] |
+//! | `runs/*/record.json` | [`RunRecord`] |
+//! | `results.csv`, one row per run | [`ResultRow`] |
+//!
+//! This crate knows nothing of tensors, so whatever only reads results builds in seconds.
+
+mod disk;
+mod recipe;
+mod record;
+
+pub use disk::write_atomically;
+pub use recipe::{
+    DataRecipe, DatasetName, Estimate, FieldValue, ModelChoice, Normalize, OptimizerName, OptimizerRecipe,
+    Recipe, RecipeError, Reference, TrainRecipe, ValidationFrom,
+};
+pub use record::{EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};

@@ -1,0 +1,416 @@
+//! A recipe: everything that decides what a run trains on, what it trains and how.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One training run, complete: two runs of one recipe with one seed differ only in time and place.
+///
+/// Unknown keys are errors, and nothing that influences the result has a default.
+///
+/// ```toml
+/// model = "convmixer_reference"
+/// dataset = "cifar10"
+///
+/// [data]
+/// image_size = 32
+/// normalize = "unit"
+/// flip = true
+/// validation_from = "start"
+/// validation_count = 5000
+///
+/// [train]
+/// epochs = 10
+/// batch_size = 128
+/// label_smoothing = 0.0
+///
+/// [optimizer]
+/// name = "adamw"
+/// lr = 1e-3
+/// beta1 = 0.9
+/// beta2 = 0.999
+/// eps = 1e-7
+/// weight_decay = 1e-4
+/// scale_decay_by_lr = false
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Which network, with fields of its configuration replaced where the recipe says so.
+    pub model: ModelChoice,
+    /// Which data set.
+    pub dataset: DatasetName,
+    /// How the data is split and presented.
+    pub data: DataRecipe,
+    /// How long, and on what loss.
+    pub train: TrainRecipe,
+    /// The optimiser and its constants.
+    pub optimizer: OptimizerRecipe,
+    /// The published numbers this recipe sets out to reproduce.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Reference>,
+    /// How long a run takes, for the forecast `train-all` prints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
+}
+
+/// A network by name: `model = "convmixer_reference"`, or a table that also replaces fields of that
+/// variant's configuration: `model = { name = "convmixer_reference", depth = 4 }`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "ModelForm", into = "ModelForm")]
+pub struct ModelChoice {
+    /// A name out of `cargo xtask list`.
+    pub name: String,
+    /// Configuration fields to replace, by name.
+    pub fields: BTreeMap<String, FieldValue>,
+}
+
+/// The two spellings of [`ModelChoice`].
+#[derive(Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a model name, or a table with `name` and fields of its configuration"
+)]
+enum ModelForm {
+    Name(String),
+    Table {
+        name: String,
+        #[serde(flatten)]
+        fields: BTreeMap<String, FieldValue>,
+    },
+}
+
+impl From<ModelForm> for ModelChoice {
+    fn from(form: ModelForm) -> Self {
+        match form {
+            ModelForm::Name(name) => Self { name, fields: BTreeMap::new() },
+            ModelForm::Table { name, fields } => Self { name, fields },
+        }
+    }
+}
+
+impl From<ModelChoice> for ModelForm {
+    fn from(choice: ModelChoice) -> Self {
+        if choice.fields.is_empty() {
+            Self::Name(choice.name)
+        } else {
+            Self::Table { name: choice.name, fields: choice.fields }
+        }
+    }
+}
+
+/// The value of a model field in a recipe; its type is checked against the model's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FieldValue {
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Integer(i64),
+    /// A number with a fraction or an exponent.
+    Float(f64),
+    /// A string.
+    Text(String),
+    /// A list, for example of one width per stage.
+    List(Vec<FieldValue>),
+}
+
+/// The data sets a recipe may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatasetName {
+    /// 1,797 handwritten digits that come with the project, as 3×32×32.
+    Digits,
+    /// CIFAR-10: 50,000 + 10,000 images of 3×32×32 in ten classes.
+    Cifar10,
+    /// CIFAR-100: 50,000 + 10,000 images of 3×32×32 in a hundred classes (the fine labels).
+    Cifar100,
+}
+
+impl DatasetName {
+    /// The name in recipes, directories and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Digits => "digits",
+            Self::Cifar10 => "cifar10",
+            Self::Cifar100 => "cifar100",
+        }
+    }
+}
+
+impl fmt::Display for DatasetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How images are split and presented to the network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataRecipe {
+    /// Side of the square image the network sees, in pixels; other sizes are resized bilinearly.
+    pub image_size: i64,
+    /// How bytes become floats.
+    pub normalize: Normalize,
+    /// Mean per channel on the scale 0 to 1, for `normalize = "fixed"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<[f64; 3]>,
+    /// Standard deviation per channel on the scale 0 to 1, for `normalize = "fixed"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std: Option<[f64; 3]>,
+    /// Mirror each training image left to right with probability one half.
+    pub flip: bool,
+    /// The end of the training set that is held out for validation.
+    pub validation_from: ValidationFrom,
+    /// How many images are held out.
+    pub validation_count: usize,
+}
+
+/// How bytes become floats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalize {
+    /// Divided by 255.
+    Unit,
+    /// Zero mean and unit variance per channel over all training images, the held-out part
+    /// included (what Keras's `Normalization` layer adapts to in the published tutorials).
+    Adapt,
+    /// (x/255 − mean) / std with the recipe's `mean` and `std`.
+    Fixed,
+}
+
+/// Which end of the training set, in file order, is held out for validation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ValidationFrom {
+    /// The first images.
+    Start,
+    /// The last images.
+    End,
+}
+
+/// How long a run is, and on what loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainRecipe {
+    /// Passes over the training part.
+    pub epochs: u32,
+    /// Images per step; the last batch of an epoch holds what is left.
+    pub batch_size: usize,
+    /// Cross-entropy target: (1 − s)·onehot + s/K.
+    pub label_smoothing: f64,
+}
+
+/// The optimisers a recipe may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101).
+    AdamW,
+}
+
+/// The optimiser and its constants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerRecipe {
+    /// Which optimiser.
+    pub name: OptimizerName,
+    /// Learning rate, constant over the run.
+    pub lr: f64,
+    /// Decay of the running mean of gradients.
+    pub beta1: f64,
+    /// Decay of the running mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Weight decay λ, applied to every trainable tensor.
+    pub weight_decay: f64,
+    /// `true`: a step shrinks weights by lr·λ (PyTorch, Keras 3). `false`: by λ alone, as
+    /// TensorFlow Addons' AdamW does, with which some of the published numbers were made.
+    pub scale_decay_by_lr: bool,
+}
+
+/// Published numbers to compare with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// Where they were published.
+    pub source: String,
+    /// Test top-1 accuracy, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_top1: Option<f64>,
+    /// Test top-5 accuracy, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_top5: Option<f64>,
+}
+
+/// How long a run takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Estimate {
+    /// Minutes of training on two CPU cores with AVX-512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_minutes: Option<f64>,
+}
+
+/// A value of a recipe that is out of its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{field} = {value}: {expected}")]
+pub struct RecipeError {
+    /// The key, as `--set` would name it.
+    pub field: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What it has to be.
+    pub expected: &'static str,
+}
+
+impl Recipe {
+    /// Checks every value that has a range. What depends on the data set's size or on the model
+    /// is checked where those are known.
+    ///
+    /// # Errors
+    /// The first value out of range, with the range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        let Self { data, train, optimizer, .. } = self;
+        let non_negative = |x: f64| x.is_finite() && x >= 0.0;
+        let fraction = |x: f64| (0.0..1.0).contains(&x);
+        check("data.image_size", data.image_size, (1..=1024).contains(&data.image_size), "1 to 1024 pixels")?;
+        match (data.normalize, data.mean, data.std) {
+            (Normalize::Fixed, Some(mean), Some(std)) => {
+                check("data.mean", show(mean), mean.iter().all(|m| m.is_finite()), "three finite numbers")?;
+                let positive = std.iter().all(|s| s.is_finite() && *s > 0.0);
+                check("data.std", show(std), positive, "three numbers above 0")?;
+            }
+            (Normalize::Fixed, ..) => {
+                check("data.normalize", "\"fixed\"", false, "needs data.mean and data.std beside it")?;
+            }
+            (_, None, None) => {}
+            (_, mean, _) => {
+                let field = if mean.is_some() { "data.mean" } else { "data.std" };
+                check(field, show(mean.or(data.std)), false, "only goes with data.normalize = \"fixed\"")?;
+            }
+        }
+        check("data.validation_count", data.validation_count, data.validation_count > 0, "at least 1")?;
+        check("train.epochs", train.epochs, (1..=100_000).contains(&train.epochs), "1 to 100000")?;
+        check("train.batch_size", train.batch_size, (1..=65_536).contains(&train.batch_size), "1 to 65536")?;
+        let smoothing = train.label_smoothing;
+        check("train.label_smoothing", smoothing, fraction(smoothing), "0 or more, below 1")?;
+        let lr = optimizer.lr;
+        check("optimizer.lr", lr, lr.is_finite() && lr > 0.0, "a finite number above 0")?;
+        check("optimizer.beta1", optimizer.beta1, fraction(optimizer.beta1), "0 or more, below 1")?;
+        check("optimizer.beta2", optimizer.beta2, fraction(optimizer.beta2), "0 or more, below 1")?;
+        let eps = optimizer.eps;
+        check("optimizer.eps", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
+        let decay = optimizer.weight_decay;
+        check("optimizer.weight_decay", decay, non_negative(decay), "a finite number, 0 or more")
+    }
+
+    /// The recipe without its published numbers and forecast: what decides the outcome of a run.
+    pub fn without_commentary(&self) -> Self {
+        Self { reference: None, estimate: None, ..self.clone() }
+    }
+}
+
+fn show(value: impl fmt::Debug) -> String {
+    format!("{value:?}")
+}
+
+fn check(
+    field: &'static str,
+    value: impl fmt::Display,
+    holds: bool,
+    expected: &'static str,
+) -> Result<(), RecipeError> {
+    if holds { Ok(()) } else { Err(RecipeError { field, value: value.to_string(), expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = r#"
+model = "convmixer_reference"
+dataset = "cifar10"
+[data]
+image_size = 32
+normalize = "unit"
+flip = true
+validation_from = "start"
+validation_count = 5000
+[train]
+epochs = 10
+batch_size = 128
+label_smoothing = 0.0
+[optimizer]
+name = "adamw"
+lr = 1e-3
+beta1 = 0.9
+beta2 = 0.999
+eps = 1e-7
+weight_decay = 1e-4
+scale_decay_by_lr = false
+"#;
+
+    fn example() -> Recipe {
+        toml::from_str(EXAMPLE).unwrap()
+    }
+
+    #[test]
+    fn both_spellings_of_a_model_survive_a_round_trip() {
+        let named = example();
+        assert_eq!(named.model.name, "convmixer_reference");
+        assert_eq!(toml::from_str::<Recipe>(&toml::to_string(&named).unwrap()).unwrap(), named);
+
+        let table = EXAMPLE.replace(
+            "\"convmixer_reference\"",
+            "{ name = \"convmixer_reference\", depth = 4, bn_momentum = 0.1, init = \"glorot\" }",
+        );
+        let changed: Recipe = toml::from_str(&table).unwrap();
+        assert_eq!(changed.model.fields["depth"], FieldValue::Integer(4));
+        assert_eq!(changed.model.fields["bn_momentum"], FieldValue::Float(0.1));
+        assert_eq!(changed.model.fields["init"], FieldValue::Text("glorot".into()));
+        assert_eq!(toml::from_str::<Recipe>(&toml::to_string(&changed).unwrap()).unwrap(), changed);
+    }
+
+    #[test]
+    fn unknown_and_missing_keys_are_errors_that_name_the_key() {
+        let unknown = toml::from_str::<Recipe>(&EXAMPLE.replace("epochs", "epoch")).unwrap_err().to_string();
+        assert!(unknown.contains("unknown field `epoch`") && unknown.contains("epochs"), "{unknown}");
+        let missing =
+            toml::from_str::<Recipe>(&EXAMPLE.replace("flip = true\n", "")).unwrap_err().to_string();
+        assert!(missing.contains("missing field `flip`"), "{missing}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        assert_eq!(example().validate(), Ok(()));
+        type Spoil = fn(&mut Recipe);
+        let cases: [(&str, Spoil); 9] = [
+            ("data.image_size", |r| r.data.image_size = 0),
+            ("data.mean", |r| r.data.mean = Some([0.5; 3])),
+            ("data.normalize", |r| r.data.normalize = Normalize::Fixed),
+            ("data.validation_count", |r| r.data.validation_count = 0),
+            ("train.epochs", |r| r.train.epochs = 0),
+            ("train.batch_size", |r| r.train.batch_size = 0),
+            ("train.label_smoothing", |r| r.train.label_smoothing = 1.0),
+            ("optimizer.lr", |r| r.optimizer.lr = f64::NAN),
+            ("optimizer.weight_decay", |r| r.optimizer.weight_decay = -0.1),
+        ];
+        for (field, spoil) in cases {
+            let mut recipe = example();
+            spoil(&mut recipe);
+            assert_eq!(recipe.validate().unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn the_commentary_does_not_count_as_part_of_the_run() {
+        let mut recipe = example();
+        recipe.reference =
+            Some(Reference { source: "a tutorial".into(), test_top1: Some(0.8), test_top5: None });
+        recipe.estimate = Some(Estimate { cpu_minutes: Some(3.0) });
+        assert_eq!(recipe.without_commentary(), example());
+    }
+}

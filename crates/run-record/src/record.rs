@@ -1,0 +1,228 @@
+//! What a run leaves behind: a row per epoch, a record, and its row in the results table.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the `record.json` layout; a reader refuses a newer one.
+pub const RECORD_FORMAT: u32 = 1;
+
+/// [`ResultRow::status`] of a run that reached its last epoch and was tested.
+pub const STATUS_COMPLETE: &str = "complete";
+
+/// [`ResultRow::status`] while a run trains, and for good if it was killed.
+pub const STATUS_RUNNING: &str = "running";
+
+/// One row of `history.csv`.
+///
+/// Two runs of one recipe with one seed on one machine's CPU have identical rows, except for the
+/// last three columns, which measure time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochStats {
+    /// Counted from 1.
+    pub epoch: u32,
+    /// Learning rate of the epoch's last step.
+    pub lr: f64,
+    /// Mean training loss over the epoch, in train mode, while the weights moved.
+    pub train_loss: f64,
+    /// Training top-1 accuracy over the epoch, likewise; 0 to 1.
+    pub train_top1: f64,
+    /// Mean validation loss after the epoch, in eval mode.
+    pub val_loss: f64,
+    /// Validation top-1 accuracy after the epoch; 0 to 1.
+    pub val_top1: f64,
+    /// Validation top-5 accuracy after the epoch; 0 to 1.
+    pub val_top5: f64,
+    /// Training images per second of training time.
+    pub images_per_second: f64,
+    /// Wall-clock seconds of training in this epoch.
+    pub train_seconds: f64,
+    /// Wall-clock seconds of validation in this epoch.
+    pub val_seconds: f64,
+}
+
+/// One row of `results.csv`; the order of the fields is the order of the columns.
+///
+/// Accuracies are fractions, 0 to 1. An empty cell is a number the run does not have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResultRow {
+    /// Variant name, as `cargo xtask list` prints it.
+    pub model: String,
+    /// Architecture the variant belongs to.
+    pub family: String,
+    /// Preset the recipe came from, or `custom` for a recipe file.
+    pub preset: String,
+    /// Data set name.
+    pub dataset: String,
+    /// Side of the images the network saw, in pixels.
+    pub image_size: i64,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Epochs the recipe asks for.
+    pub epochs: u32,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Trainable parameters.
+    pub params: u64,
+    /// Multiply-accumulates of one forward pass on one image.
+    pub macs: u64,
+    /// Epoch with the best validation top-1, whose weights were tested.
+    pub best_epoch: Option<u32>,
+    /// Validation top-1 at that epoch.
+    pub val_top1: Option<f64>,
+    /// Test top-1 of those weights.
+    pub test_top1: Option<f64>,
+    /// Test top-5 of those weights.
+    pub test_top5: Option<f64>,
+    /// Mean test loss of those weights.
+    pub test_loss: Option<f64>,
+    /// Published test top-1.
+    pub reference_top1: Option<f64>,
+    /// Published test top-5.
+    pub reference_top5: Option<f64>,
+    /// `test_top1` − `reference_top1`.
+    pub delta_top1: Option<f64>,
+    /// Wall-clock seconds of training, validation and testing left out.
+    pub train_seconds: Option<f64>,
+    /// Training images per second over the whole run.
+    pub images_per_second: Option<f64>,
+    /// Largest resident memory of the process, in MiB.
+    pub peak_memory_mb: Option<f64>,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Arithmetic of the network: `f32`.
+    pub precision: String,
+    /// CPU threads libtorch used.
+    pub threads: i32,
+    /// libtorch version.
+    pub libtorch: String,
+    /// SHA-256 of the data set's images and labels.
+    pub data_sha256: String,
+    /// SHA-256 of the recipe without its commentary, as TOML.
+    pub recipe_sha256: String,
+    /// Commit of the working tree, `-dirty` appended if it had changes; empty outside a checkout.
+    pub git_commit: String,
+    /// Start of the run, RFC 3339 in UTC.
+    pub started_at: String,
+    /// `complete`, `running`, or `failed: …`.
+    pub status: String,
+}
+
+impl ResultRow {
+    /// The columns of `results.csv`, in order.
+    pub const HEADER: [&'static str; 30] = [
+        "model",
+        "family",
+        "preset",
+        "dataset",
+        "image_size",
+        "seed",
+        "epochs",
+        "batch_size",
+        "params",
+        "macs",
+        "best_epoch",
+        "val_top1",
+        "test_top1",
+        "test_top5",
+        "test_loss",
+        "reference_top1",
+        "reference_top5",
+        "delta_top1",
+        "train_seconds",
+        "images_per_second",
+        "peak_memory_mb",
+        "device",
+        "precision",
+        "threads",
+        "libtorch",
+        "data_sha256",
+        "recipe_sha256",
+        "git_commit",
+        "started_at",
+        "status",
+    ];
+}
+
+/// `record.json`: the run's result row and what else one needs to account for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRecord {
+    /// [`RECORD_FORMAT`] of the writer.
+    pub format: u32,
+    /// The row of `results.csv`.
+    pub result: ResultRow,
+    /// SHA-256 of `best.safetensors`, once the run is complete.
+    pub weights_sha256: Option<String>,
+    /// The command line of the trainer.
+    pub command: Vec<String>,
+    /// Version of the trainer.
+    pub trainer_version: String,
+    /// Processor model.
+    pub cpu: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> ResultRow {
+        ResultRow {
+            model: "convmixer_reference".into(),
+            family: "convmixer".into(),
+            preset: "reference".into(),
+            dataset: "cifar10".into(),
+            image_size: 32,
+            seed: 0,
+            epochs: 10,
+            batch_size: 128,
+            params: 594_186,
+            macs: 148_113_920,
+            best_epoch: Some(8),
+            val_top1: Some(0.8352),
+            test_top1: Some(0.8271),
+            test_top5: None,
+            test_loss: Some(0.5329),
+            reference_top1: Some(0.8271),
+            reference_top5: None,
+            delta_top1: Some(0.0),
+            train_seconds: Some(12.5),
+            images_per_second: Some(60.0),
+            peak_memory_mb: None,
+            device: "cpu".into(),
+            precision: "f32".into(),
+            threads: 2,
+            libtorch: "2.11.0".into(),
+            data_sha256: "aa".into(),
+            recipe_sha256: "bb".into(),
+            git_commit: String::new(),
+            started_at: "2026-01-01T00:00:00Z".into(),
+            status: STATUS_COMPLETE.into(),
+        }
+    }
+
+    #[test]
+    fn the_csv_header_is_the_documented_one_and_rows_survive_a_round_trip() {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.serialize(row()).unwrap();
+        let text = String::from_utf8(writer.into_inner().unwrap()).unwrap();
+        assert_eq!(text.lines().next().unwrap(), ResultRow::HEADER.join(","));
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        assert_eq!(reader.deserialize::<ResultRow>().next().unwrap().unwrap(), row());
+    }
+
+    #[test]
+    fn a_record_survives_a_round_trip_and_refuses_unknown_fields() {
+        let record = RunRecord {
+            format: RECORD_FORMAT,
+            result: row(),
+            weights_sha256: None,
+            command: vec!["trainer".into(), "train".into()],
+            trainer_version: "0.1.0".into(),
+            cpu: "a processor".into(),
+        };
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<RunRecord>(&text).unwrap(), record);
+        let spoiled = text.replacen("\"format\"", "\"formats\"", 1);
+        assert!(serde_json::from_str::<RunRecord>(&spoiled).unwrap_err().to_string().contains("formats"));
+    }
+}

@@ -1,0 +1,41 @@
+//! Makes sure of two things about libtorch: its version, and that a CUDA build is really linked.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// The libtorch release the pinned tch binds.
+const EXPECTED: &str = "2.11.0";
+
+fn main() -> Result<(), String> {
+    println!("cargo::rerun-if-changed=build.rs");
+    let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
+        .map(PathBuf::from)
+        .ok_or("torch-sys did not say where libtorch is; run `cargo xtask setup`")?;
+    if let Some(version) = version(&lib).filter(|version| version != EXPECTED) {
+        return Err(format!(
+            "libtorch in {} is {version}, but tch 0.24 needs {EXPECTED}; run `cargo xtask setup`",
+            lib.display()
+        ));
+    }
+    println!("cargo::rustc-env=LIBTORCH_VERSION={EXPECTED}");
+
+    // Nothing in the program names a symbol of libtorch_cuda, so a linker told to keep only what
+    // is needed drops it, and CUDA is silently gone. Ask for it by name.
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") && lib.join("libtorch_cuda.so").exists() {
+        println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
+        println!("cargo::rustc-link-arg=-L{}", lib.display());
+        println!("cargo::rustc-link-arg=-ltorch_cuda");
+        println!("cargo::rustc-link-arg=-Wl,--as-needed");
+    }
+    Ok(())
+}
+
+/// The version the headers beside `lib` declare, or `None` where they cannot be read.
+fn version(lib: &Path) -> Option<String> {
+    let header = fs::read_to_string(lib.parent()?.join("include/torch/headeronly/version.h")).ok()?;
+    let number = |name: &str| {
+        let prefix = format!("#define TORCH_VERSION_{name} ");
+        header.lines().find_map(|line| line.strip_prefix(&prefix).map(str::trim).map(str::to_owned))
+    };
+    Some(format!("{}.{}.{}", number("MAJOR")?, number("MINOR")?, number("PATCH")?))
+}

@@ -1,0 +1,84 @@
+//! What a record says of the machine, the program and the working tree.
+
+use std::path::Path;
+use std::process::Command;
+use std::{env, fs};
+
+use tch::{Cuda, Device};
+
+use crate::Error;
+
+/// Version of the libtorch this program was built against.
+pub const LIBTORCH: &str = env!("LIBTORCH_VERSION");
+
+/// The device `auto`, `cpu`, `cuda` or `cuda:N` names.
+///
+/// # Errors
+/// A name that is none of these, or a CUDA device that is not there.
+pub fn device(name: &str) -> Result<Device, Error> {
+    let index = match name {
+        "auto" => return Ok(Device::cuda_if_available()),
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => Some(0),
+        other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+    };
+    let Some(index) = index else {
+        return Err(Error::Usage(format!("--device {name}: expected auto, cpu, cuda or cuda:N")));
+    };
+    let count = Cuda::device_count();
+    if i64::try_from(index).is_ok_and(|index| index < count) {
+        return Ok(Device::Cuda(index));
+    }
+    Err(Error::Usage(format!(
+        "--device {name}: libtorch sees {count} CUDA devices; use --device cpu, or ask `cargo xtask doctor` why"
+    )))
+}
+
+/// `cpu` or `cuda:N`.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        Device::Cpu => "cpu".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// Commit of the working tree at `root`, `-dirty` appended if tracked files are changed; empty
+/// outside a checkout or without git.
+pub fn git_commit(root: &Path) -> String {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "HEAD"]) else { return String::new() };
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Some(changes) if changes.is_empty() => commit,
+        _ => format!("{commit}-dirty"),
+    }
+}
+
+/// Processor model, or `unknown`.
+pub fn cpu() -> String {
+    let from_proc = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    });
+    let from_sysctl = || {
+        let output = Command::new("sysctl").args(["-n", "machdep.cpu.brand_string"]).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    from_proc.or_else(from_sysctl).unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Largest resident memory of this process so far, in MiB, where the system tells it.
+pub fn peak_memory_mb() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some((kib / 1024.0).round())
+}
+
+/// The command line, as given.
+pub fn command() -> Vec<String> {
+    env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
+}

@@ -1,0 +1,15 @@
+#![doc = include_str!("../README.md")]
+
+pub mod data;
+pub mod environment;
+pub mod error;
+pub mod evaluate;
+pub mod fit;
+pub mod progress;
+pub mod recipes;
+pub mod registry;
+pub mod run_dir;
+pub mod train;
+pub mod weights;
+
+pub use error::Error;

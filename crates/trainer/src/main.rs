@@ -1,0 +1,229 @@
+//! The command line of the trainer.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use data_cifar::{ChannelStats, DeviceSet};
+use tch::nn::VarStore;
+use trainer::data::{self, Part, Presentation};
+use trainer::evaluate::evaluate;
+use trainer::recipes;
+use trainer::registry::FAMILIES;
+use trainer::train::{Request, train};
+use trainer::{Error, environment, error, weights};
+
+// libtorch allocates and frees large blocks every step, which the C library's allocator hands back
+// to the kernel each time. With its `override` feature, mimalloc serves libtorch's C++ too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Trains, evaluates and compares compact vision architectures.
+#[derive(Debug, Parser)]
+#[command(name = "trainer", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train one network by a preset's recipe or one of your own.
+    #[command(
+        after_help = "Example: trainer train --model convmixer_reference --preset quick --set train.epochs=2"
+    )]
+    Train(TrainArgs),
+    /// Measure a trained network on one part of its data.
+    #[command(
+        after_help = "Example: trainer evaluate --weights results/runs/convmixer_reference--quick--s0/best.safetensors"
+    )]
+    Evaluate(EvaluateArgs),
+    /// List the networks: name, family, parameters, multiply-accumulates, image size, classes.
+    #[command(after_help = "Example: trainer list 'convmixer_256*'")]
+    List(ListArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct TrainArgs {
+    /// Network; `list` shows them. With --recipe it replaces the recipe's.
+    #[arg(long, required_unless_present = "recipe")]
+    model: Option<String>,
+    /// Set of recipes: a directory in recipes/.
+    #[arg(long, required_unless_present = "recipe", conflicts_with = "recipe")]
+    preset: Option<String>,
+    /// Recipe file of your own.
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Directory of the data set, if not where `cargo xtask fetch` puts it.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Replace a value of the recipe, `train.epochs=2` or `model.embed_dim=64`; repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Seed of every random draw.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Run directory [default: results/runs/<model>--<preset>--s<seed>].
+    #[arg(long, value_name = "RUN_DIR")]
+    out: Option<PathBuf>,
+    /// Replace whatever the run directory holds.
+    #[arg(long)]
+    fresh: bool,
+    /// Print errors only.
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct EvaluateArgs {
+    /// Weights of a run.
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// Part of the data.
+    #[arg(long, value_enum, default_value = "test")]
+    split: Split,
+    /// Directory of the data set, if not where `cargo xtask fetch` puts it.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Print one JSON object instead of words.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Split {
+    Train,
+    Validation,
+    Test,
+}
+
+#[derive(Debug, clap::Args)]
+struct ListArgs {
+    /// Show only names that match, `*` and `?` as in a shell.
+    pattern: Option<String>,
+    /// Print a JSON array, configurations included.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    // A panic is a bug or libtorch giving up; either is one line here, not a backtrace.
+    std::panic::set_hook(Box::new(|_| {}));
+    let outcome = std::panic::catch_unwind(|| {
+        let Cli { command } = Cli::parse();
+        match command {
+            Command::Train(args) => run_train(args),
+            Command::Evaluate(args) => run_evaluate(&args),
+            Command::List(args) => run_list(&args),
+        }
+    });
+    let error = match outcome {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => error,
+        Err(panic) => error::from_panic(panic.as_ref()),
+    };
+    eprintln!("error: {error}");
+    ExitCode::from(error.exit_code())
+}
+
+fn run_train(args: TrainArgs) -> Result<(), Error> {
+    let root = recipes::workspace_root()?;
+    let model = args.model.as_deref();
+    let resolved = match (&args.recipe, &args.preset, model) {
+        (Some(file), _, model) => recipes::from_file(file, model, &args.sets)?,
+        (None, Some(preset), Some(model)) => recipes::from_preset(&root, preset, model, &args.sets)?,
+        _ => return Err(Error::Usage("give --model and --preset, or --recipe".to_owned())),
+    };
+    train(&Request {
+        root,
+        resolved,
+        data_dir: args.data_dir,
+        seed: args.seed,
+        device: environment::device(&args.device)?,
+        out: args.out,
+        fresh: args.fresh,
+        quiet: args.quiet,
+    })
+}
+
+fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
+    let root = recipes::workspace_root()?;
+    let device = environment::device(&args.device)?;
+    let card = weights::read_card(&args.weights)?;
+    let recipe = &card.recipe;
+    let vs = VarStore::new(device);
+    let network = card.architecture(&args.weights)?.init(&vs.root())?;
+    weights::load(&vs, &args.weights)?;
+
+    let dataset = data::load(recipe.dataset, &root, args.data_dir.as_deref())?;
+    let (train, validation) = data::split(&recipe.data, dataset.train.len())?;
+    let (labelled, range) = match args.split {
+        Split::Train => (&dataset.train, train),
+        Split::Validation => (&dataset.train, validation),
+        Split::Test => (&dataset.test, 0..dataset.test.len()),
+    };
+    let set = DeviceSet::new(labelled, device)?;
+    let stats = ChannelStats { mean: card.channel_mean, std: card.channel_std };
+    let presentation = Presentation::new(&stats, recipe.data.image_size, device)?;
+    let part = Part { set: &set, range };
+    let batch_size = recipe.train.batch_size;
+    let metrics = evaluate(network.as_ref(), &part, &presentation, batch_size, recipe.train.label_smoothing)?;
+
+    let split = format!("{:?}", args.split).to_lowercase();
+    if args.json {
+        let report = serde_json::json!({
+            "model": card.model, "dataset": dataset.name, "split": split, "images": part.range.len(),
+            "top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss,
+            "data_sha256": dataset.sha256, "epoch": card.epoch,
+        });
+        println!("{report}");
+    } else {
+        println!(
+            "{} (epoch {}) on {} {split} images of {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}",
+            card.model,
+            card.epoch,
+            part.range.len(),
+            dataset.name,
+            100.0 * metrics.top1,
+            100.0 * metrics.top5,
+            metrics.loss,
+        );
+    }
+    Ok(())
+}
+
+fn run_list(args: &ListArgs) -> Result<(), Error> {
+    let pattern = args.pattern.as_deref().unwrap_or("*");
+    let matcher =
+        glob::Pattern::new(pattern).map_err(|error| Error::Usage(format!("pattern {pattern:?}: {error}")))?;
+    let mut variants: Vec<_> = FAMILIES.iter().flat_map(|family| family.variants()).collect();
+    variants.retain(|variant| matcher.matches(&variant.model));
+    if variants.is_empty() {
+        return Err(Error::Usage(format!(
+            "no model matches {pattern:?}; `list` without a pattern shows all"
+        )));
+    }
+    if args.json {
+        let json = serde_json::to_string_pretty(&variants)
+            .map_err(|error| Error::Training(format!("the list cannot be written as JSON: {error}")))?;
+        println!("{json}");
+        return Ok(());
+    }
+    println!(
+        "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
+        "model", "family", "params", "MACs", "image", "classes"
+    );
+    for v in variants {
+        println!(
+            "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
+            v.model, v.family, v.params, v.macs, v.image_size, v.num_classes
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! Finding a recipe, changing it from the command line, and saying what is wrong with it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use run_record::Recipe;
+use sha2::{Digest, Sha256};
+use toml::{Table, Value};
+
+use crate::Error;
+use crate::registry;
+
+/// A recipe ready to run, with the label it goes by.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The recipe, overrides applied and ranges checked.
+    pub recipe: Recipe,
+    /// The preset it came from, or `custom`.
+    pub preset: String,
+}
+
+/// The directory with `recipes/`: looked for from the current directory upwards, then from the
+/// program's own.
+///
+/// # Errors
+/// Where it was looked for.
+pub fn workspace_root() -> Result<PathBuf, Error> {
+    let starts = [std::env::current_dir().ok(), std::env::current_exe().ok()];
+    for start in starts.iter().flatten() {
+        if let Some(root) = start.ancestors().find(|dir| dir.join("recipes").is_dir()) {
+            return Ok(root.to_owned());
+        }
+    }
+    let looked: Vec<String> = starts.iter().flatten().map(|p| p.display().to_string()).collect();
+    Err(Error::Usage(format!(
+        "no directory with recipes/ above {}; run inside the workspace",
+        looked.join(" or ")
+    )))
+}
+
+/// The recipe of a preset for the family of `model`, with `model` as its network.
+///
+/// # Errors
+/// An unknown preset or model, a family the preset has no recipe for, or a recipe that is wrong.
+pub fn from_preset(root: &Path, preset: &str, model: &str, sets: &[String]) -> Result<Resolved, Error> {
+    let directory = root.join("recipes").join(preset);
+    if !directory.is_dir() || preset.contains(['/', '\\']) {
+        let known = presets(root)?;
+        return Err(Error::Usage(format!("there is no preset {preset:?}; there are {}", known.join(", "))));
+    }
+    let family = registry::find(model)?.family;
+    let file = directory.join(family).with_extension("toml");
+    if !file.is_file() {
+        return Err(Error::Usage(format!(
+            "preset {preset:?} has no recipe for {family}: {} does not exist",
+            file.display()
+        )));
+    }
+    Ok(Resolved { recipe: read(&file, Some(model), sets)?, preset: preset.to_owned() })
+}
+
+/// The recipe in a file of the user's, optionally with another network.
+///
+/// # Errors
+/// A file that cannot be read, or a recipe that is wrong.
+pub fn from_file(file: &Path, model: Option<&str>, sets: &[String]) -> Result<Resolved, Error> {
+    Ok(Resolved { recipe: read(file, model, sets)?, preset: "custom".to_owned() })
+}
+
+/// SHA-256 of what decides the run, as lower-case hexadecimal.
+pub fn digest(recipe: &Recipe) -> Result<String, Error> {
+    Ok(hex(&Sha256::digest(to_toml(&recipe.without_commentary())?)))
+}
+
+/// The recipe as TOML.
+pub fn to_toml(recipe: &Recipe) -> Result<String, Error> {
+    toml::to_string(recipe)
+        .map_err(|error| Error::Usage(format!("the recipe cannot be written as TOML: {error}")))
+}
+
+/// Bytes as lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Every key whose value differs, as `key: old -> new`.
+pub fn differences(old: &Recipe, new: &Recipe) -> Result<Vec<String>, Error> {
+    let flat = |recipe: &Recipe| -> Result<Vec<(String, String)>, Error> {
+        let table: Table = toml::from_str(&to_toml(&recipe.without_commentary())?)
+            .map_err(|error| Error::Usage(error.message().to_owned()))?;
+        let mut rows = Vec::new();
+        flatten("", &Value::Table(table), &mut rows);
+        Ok(rows)
+    };
+    let (old, new) = (flat(old)?, flat(new)?);
+    let value = |rows: &[(String, String)], key: &str| {
+        rows.iter().find(|(name, _)| name == key).map_or("(none)".to_owned(), |(_, value)| value.clone())
+    };
+    let mut keys: Vec<&String> = old.iter().chain(&new).map(|(key, _)| key).collect();
+    keys.sort();
+    keys.dedup();
+    Ok(keys
+        .into_iter()
+        .filter(|key| value(&old, key) != value(&new, key))
+        .map(|key| format!("{key}: {} -> {}", value(&old, key), value(&new, key)))
+        .collect())
+}
+
+fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
+    match value {
+        Value::Table(table) => {
+            for (key, value) in table {
+                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&key, value, rows);
+            }
+        }
+        other => rows.push((prefix.to_owned(), other.to_string())),
+    }
+}
+
+fn presets(root: &Path) -> Result<Vec<String>, Error> {
+    let directory = root.join("recipes");
+    let mut names: Vec<String> = fs::read_dir(&directory)
+        .map_err(Error::io(&directory))?
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn read(file: &Path, model: Option<&str>, sets: &[String]) -> Result<Recipe, Error> {
+    let text = fs::read_to_string(file).map_err(Error::io(file))?;
+    let usage = |problem: String| Error::Usage(format!("{}: {problem}", file.display()));
+    // Once on its own, so that a mistake in the file is reported with its line.
+    let parsed: Recipe = toml::from_str(&text).map_err(|error| usage(in_words(&error, &text)))?;
+    let mut recipe = parsed;
+    if model.is_some() || !sets.is_empty() {
+        let mut table: Table = toml::from_str(&text).map_err(|error| usage(in_words(&error, &text)))?;
+        if let Some(model) = model {
+            set(&mut table, "model.name", Value::String(model.to_owned())).map_err(&usage)?;
+        }
+        for assignment in sets {
+            let (key, value) = assignment
+                .split_once('=')
+                .ok_or_else(|| Error::Usage(format!("--set {assignment}: expected key=value")))?;
+            set(&mut table, key.trim(), literal(value.trim()))
+                .map_err(|problem| Error::Usage(format!("--set {assignment}: {problem}")))?;
+        }
+        recipe = table.try_into().map_err(|error: toml::de::Error| {
+            let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            Error::Usage(format!("--set {}: {message}", sets.join(" --set ")))
+        })?;
+    }
+    recipe.validate().map_err(|error| usage(error.to_string()))?;
+    Ok(recipe)
+}
+
+/// A TOML value, or the text itself where it is none: `--set optimizer.name=adamw` needs no quotes.
+fn literal(text: &str) -> Value {
+    let parsed: Result<Table, _> = toml::from_str(&format!("value = {text}"));
+    parsed.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn set(table: &mut Table, path: &str, value: Value) -> Result<(), String> {
+    // `model = "name"` is short for a table with that name; a field needs the table.
+    if path.starts_with("model.")
+        && let Some(Value::String(name)) = table.get("model").cloned()
+    {
+        let named = Table::from_iter([("name".to_owned(), Value::String(name))]);
+        table.insert("model".to_owned(), Value::Table(named));
+    }
+    match path.split_once('.') {
+        None => {
+            table.insert(path.to_owned(), value);
+            Ok(())
+        }
+        Some((head, rest)) => match table.entry(head).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(inner) => set(inner, rest, value),
+            _ => Err(format!("{head} is a single value, not a table")),
+        },
+    }
+}
+
+/// A TOML error on one line, with the line it is about.
+fn in_words(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    match error.span() {
+        Some(span) => {
+            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+            format!("line {line}: {message}")
+        }
+        None => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use run_record::FieldValue;
+
+    fn root() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    }
+
+    fn reference(sets: &[&str]) -> Result<Recipe, Error> {
+        let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+        from_preset(&root(), "reference", "convmixer_reference", &sets).map(|resolved| resolved.recipe)
+    }
+
+    #[test]
+    fn every_committed_recipe_is_valid_and_names_a_model_of_its_family() {
+        let mut count = 0;
+        for preset in presets(&root()).unwrap() {
+            for entry in fs::read_dir(root().join("recipes").join(preset)).unwrap() {
+                let path = entry.unwrap().path();
+                let recipe = from_file(&path, None, &[]).unwrap().recipe;
+                let model =
+                    registry::find(&recipe.model.name).unwrap().with_fields(&recipe.model.fields).unwrap();
+                assert_eq!(path.file_stem().unwrap().to_str(), Some(model.family), "{}", path.display());
+                count += 1;
+            }
+        }
+        assert!(count >= 2);
+    }
+
+    #[test]
+    fn overrides_reach_every_level() {
+        let recipe =
+            reference(&["train.epochs=2", "model.embed_dim = 64", "optimizer.lr=1", "dataset=digits"])
+                .unwrap();
+        assert_eq!(recipe.train.epochs, 2);
+        assert_eq!(recipe.model.fields["embed_dim"], FieldValue::Integer(64));
+        assert_eq!(recipe.model.name, "convmixer_reference");
+        assert_eq!(recipe.optimizer.lr, 1.0);
+        assert_eq!(recipe.dataset, run_record::DatasetName::Digits);
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors_on_one_line_that_name_the_key() {
+        for (set, words) in [
+            ("train.epoch=2", "unknown field `epoch`"),
+            ("train.epochs=0", "train.epochs = 0: 1 to 100000"),
+            ("train.epochs=many", "invalid type: string \"many\""),
+            ("epochs", "expected key=value"),
+            ("dataset.name=digits", "dataset is a single value"),
+        ] {
+            let error = reference(&[set]).unwrap_err();
+            let message = error.to_string();
+            assert!(message.contains(words) && !message.contains('\n'), "{set}: {message}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        let preset = from_preset(&root(), "quik", "convmixer_reference", &[]).unwrap_err().to_string();
+        assert!(preset.contains("there are quick, reference"), "{preset}");
+    }
+
+    #[test]
+    fn the_digest_follows_the_run_and_not_the_commentary() {
+        let recipe = reference(&[]).unwrap();
+        let mut commented = recipe.clone();
+        commented.estimate = None;
+        assert_eq!(digest(&recipe).unwrap(), digest(&commented).unwrap());
+        let changed = reference(&["train.epochs=2"]).unwrap();
+        assert_ne!(digest(&recipe).unwrap(), digest(&changed).unwrap());
+        assert_eq!(differences(&recipe, &changed).unwrap(), ["train.epochs: 10 -> 2"]);
+    }
+}

@@ -1,0 +1,209 @@
+//! The architectures the trainer knows. A new one is one line in [`FAMILIES`].
+
+use std::collections::BTreeMap;
+
+use core_layers::{Model, ModelConfig};
+use run_record::FieldValue;
+use serde::Serialize;
+use serde_json::Value;
+use tch::nn::Path;
+
+use crate::Error;
+
+/// Every architecture, in the order of `list`.
+pub const FAMILIES: &[Family] = &[Family::of::<convmixer::ConvMixerConfig>()];
+
+/// An architecture with its types erased.
+#[derive(Debug)]
+pub struct Family {
+    /// The architecture's name, and the stem of its recipe files.
+    pub name: &'static str,
+    variants: fn() -> Vec<Architecture>,
+    from_config: fn(Value) -> Result<Architecture, String>,
+}
+
+type Init = fn(&Value, &Path) -> Result<Box<dyn Model>, Error>;
+
+/// One network, described completely but not built.
+#[derive(Debug, Clone, Serialize)]
+pub struct Architecture {
+    /// Variant name.
+    pub model: String,
+    /// Family name.
+    pub family: &'static str,
+    /// Side of the images, in pixels.
+    pub image_size: i64,
+    /// Number of logits.
+    pub num_classes: i64,
+    /// Trainable parameters.
+    pub params: u64,
+    /// Multiply-accumulates per image.
+    pub macs: u64,
+    /// The configuration, field by field.
+    pub config: Value,
+    #[serde(skip)]
+    init: Init,
+}
+
+impl Family {
+    /// The family of a configuration type.
+    pub const fn of<C: ModelConfig>() -> Self {
+        Self {
+            name: C::FAMILY,
+            variants: || {
+                C::VARIANTS.iter().map(|variant| describe(variant.name, &(variant.config)())).collect()
+            },
+            from_config: |config| {
+                let config: C = serde_json::from_value(config).map_err(|error| error.to_string())?;
+                Ok(describe("", &config))
+            },
+        }
+    }
+
+    /// Every named variant.
+    pub fn variants(&self) -> Vec<Architecture> {
+        (self.variants)()
+    }
+}
+
+fn describe<C: ModelConfig>(model: &str, config: &C) -> Architecture {
+    Architecture {
+        model: model.to_owned(),
+        family: C::FAMILY,
+        image_size: config.image_size(),
+        num_classes: config.num_classes(),
+        params: config.param_count(),
+        macs: config.macs(),
+        // A configuration is plain data; one that does not serialise cannot be read back either.
+        config: serde_json::to_value(config).unwrap_or(Value::Null),
+        init: |config, vs| {
+            let config: C =
+                serde_json::from_value(config.clone()).map_err(|error| Error::Usage(error.to_string()))?;
+            Ok(Box::new(config.init(vs)?))
+        },
+    }
+}
+
+impl Architecture {
+    /// Builds the network under `vs`, parameters freshly drawn.
+    ///
+    /// # Errors
+    /// A field out of its range, or libtorch's refusal.
+    pub fn init(&self, vs: &Path) -> Result<Box<dyn Model>, Error> {
+        (self.init)(&self.config, vs)
+    }
+
+    /// The same network with fields of its configuration replaced.
+    ///
+    /// # Errors
+    /// A field the configuration does not have, or a value of the wrong type.
+    pub fn with_fields(&self, fields: &BTreeMap<String, FieldValue>) -> Result<Self, Error> {
+        let mut config = self.config.clone();
+        for (name, value) in fields {
+            let known = config.get(name).is_some();
+            if !known {
+                let names: Vec<&str> =
+                    config.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+                return Err(Error::Usage(format!(
+                    "model.{name}: {} has no such field; it has {}",
+                    self.model,
+                    names.join(", ")
+                )));
+            }
+            config[name] = serde_json::to_value(value)
+                .map_err(|error| Error::Usage(format!("model.{name}: {error}")))?;
+        }
+        let changed = from_config(self.family, config)
+            .map_err(|problem| Error::Usage(format!("model {}: {problem}", self.model)))?;
+        Ok(changed.named(&self.model))
+    }
+
+    /// The same network under another name.
+    pub fn named(self, model: &str) -> Self {
+        Self { model: model.to_owned(), ..self }
+    }
+}
+
+/// The network of a family with the configuration given as JSON.
+///
+/// # Errors
+/// An unknown family, or why the configuration does not fit it.
+pub fn from_config(family: &str, config: Value) -> Result<Architecture, String> {
+    let family = FAMILIES.iter().find(|known| known.name == family);
+    (family.ok_or("this program does not know the architecture")?.from_config)(config)
+}
+
+/// The variant of this name.
+///
+/// # Errors
+/// An unknown name, with the nearest known ones.
+pub fn find(name: &str) -> Result<Architecture, Error> {
+    let variants: Vec<Architecture> = FAMILIES.iter().flat_map(Family::variants).collect();
+    if let Some(found) = variants.iter().find(|variant| variant.model == name) {
+        return Ok(found.clone());
+    }
+    let names: Vec<&str> = variants.iter().map(|variant| variant.model.as_str()).collect();
+    Err(Error::Usage(format!(
+        "there is no model {name:?}; nearest: {}; `list` shows all {}",
+        nearest(name, &names).join(", "),
+        names.len()
+    )))
+}
+
+/// Up to three of `names`, those most like `name` first.
+pub fn nearest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
+    let mut ranked: Vec<(f64, &str)> =
+        names.iter().map(|known| (strsim::jaro_winkler(name, known), *known)).collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    ranked.into_iter().take(3).map(|(_, known)| known).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use tch::{Device, nn};
+
+    #[test]
+    fn names_are_unique_and_every_small_variant_builds_without_renamed_tensors() {
+        let mut seen = HashSet::new();
+        for variant in FAMILIES.iter().flat_map(Family::variants) {
+            assert!(seen.insert(variant.model.clone()), "{} twice", variant.model);
+            if variant.params > 3_000_000 {
+                continue;
+            }
+            let vs = nn::VarStore::new(Device::Cpu);
+            variant.init(&vs.root()).unwrap();
+            // tch renames a second tensor of one name instead of refusing it.
+            let renamed: Vec<String> =
+                vs.variables().into_keys().filter(|name| name.contains("__")).collect();
+            assert!(renamed.is_empty(), "{}: {renamed:?}", variant.model);
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_nearest() {
+        let message = find("convmixer_referense").unwrap_err().to_string();
+        assert!(message.contains("nearest: convmixer_reference,"), "{message}");
+    }
+
+    #[test]
+    fn fields_are_replaced_by_name_and_type() {
+        let base = find("convmixer_reference").unwrap();
+        let fields = |name: &str, value| BTreeMap::from([(name.to_owned(), value)]);
+        let narrow = base.with_fields(&fields("embed_dim", FieldValue::Integer(128))).unwrap();
+        assert_eq!(
+            (narrow.model.as_str(), &narrow.config["embed_dim"]),
+            ("convmixer_reference", &128.into())
+        );
+        assert!(narrow.params < base.params / 3);
+
+        let unknown = base.with_fields(&fields("embed_dims", FieldValue::Integer(128))).unwrap_err();
+        assert!(unknown.to_string().contains("has no such field; it has activation"), "{unknown}");
+        let mistyped = base.with_fields(&fields("depth", FieldValue::Text("deep".into()))).unwrap_err();
+        assert!(mistyped.to_string().contains("expected i64"), "{mistyped}");
+        let range = base.with_fields(&fields("depth", FieldValue::Integer(-1))).unwrap();
+        let refused = range.init(&nn::VarStore::new(Device::Cpu).root()).unwrap_err();
+        assert!(refused.to_string().starts_with("model.depth = -1"), "{refused}");
+    }
+}

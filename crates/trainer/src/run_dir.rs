@@ -1,0 +1,169 @@
+//! One run's directory: who may write to it, what is already there, and writing what is new.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use run_record::{EpochStats, RECORD_FORMAT, Recipe, RunRecord, STATUS_COMPLETE, write_atomically};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, recipes};
+
+/// A run directory, locked for this process.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    // Held for its lock, which the system releases with the process, however that ends.
+    _lock: File,
+}
+
+/// What a run directory holds before a run starts.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing of a run.
+    Nothing,
+    /// A run of this recipe that did not finish.
+    Unfinished,
+    /// A finished run of this recipe on this data, with the weights it recorded.
+    Finished(Box<RunRecord>),
+}
+
+impl RunDir {
+    /// Creates the directory if need be and locks it.
+    ///
+    /// # Errors
+    /// A directory that cannot be made or written, or another trainer that is using it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        fs::create_dir_all(path).map_err(Error::io(path))?;
+        let lock_path = path.join("run.lock");
+        let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(Error::RunDir {
+                path: path.to_owned(),
+                problem:
+                    "another trainer is writing to this run; wait for it, or give --out another directory"
+                        .to_owned(),
+            }),
+            Err(TryLockError::Error(error)) => Err(Error::io(&lock_path)(error)),
+        }
+    }
+
+    /// The path of a file of the run.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The run's directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is there, given what is to be run.
+    ///
+    /// # Errors
+    /// A run of another recipe or on other data, or files that cannot be read.
+    pub fn find(&self, recipe: &Recipe, data_sha256: &str) -> Result<Found, Error> {
+        let Some(text) = self.read("recipe.toml")? else { return Ok(Found::Nothing) };
+        let old: Recipe = toml::from_str(&text).map_err(|error| {
+            self.in_the_way(format!("its recipe.toml cannot be read ({})", error.message()))
+        })?;
+        let differences = recipes::differences(&old, recipe)?;
+        if !differences.is_empty() {
+            return Err(
+                self.in_the_way(format!("it holds a run of another recipe ({})", differences.join(", ")))
+            );
+        }
+        let Some(text) = self.read("record.json")? else { return Ok(Found::Unfinished) };
+        let record: RunRecord = serde_json::from_str(&text)
+            .map_err(|error| self.in_the_way(format!("its record.json cannot be read ({error})")))?;
+        if record.format > RECORD_FORMAT {
+            return Err(self.in_the_way("its record.json is from a newer version of this program".to_owned()));
+        }
+        if record.result.data_sha256 != data_sha256 {
+            let seen = &record.result.data_sha256;
+            return Err(
+                self.in_the_way(format!("it holds a run on other data (SHA-256 {seen}, now {data_sha256})"))
+            );
+        }
+        if record.result.status != STATUS_COMPLETE {
+            return Ok(Found::Unfinished);
+        }
+        let weights = self.file("best.safetensors");
+        let digest = fs::read(&weights).map(|bytes| recipes::hex(&Sha256::digest(bytes)));
+        if digest.ok() != record.weights_sha256 {
+            return Err(
+                self.in_the_way("its best.safetensors is missing or not the one it recorded".to_owned())
+            );
+        }
+        Ok(Found::Finished(Box::new(record)))
+    }
+
+    fn in_the_way(&self, problem: String) -> Error {
+        Error::RunDir {
+            path: self.path.clone(),
+            problem: format!(
+                "{problem}; --fresh starts over and replaces it, --out puts the new run elsewhere"
+            ),
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<String>, Error> {
+        let path = self.file(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(&path)(error)),
+        }
+    }
+
+    /// Removes what an earlier run left, so that nothing of it can be taken for the new one's.
+    ///
+    /// # Errors
+    /// A file that cannot be removed.
+    pub fn clear(&self) -> Result<(), Error> {
+        for name in ["record.json", "recipe.toml", "history.csv", "best.safetensors"] {
+            let path = self.file(name);
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io(&path)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces a file of the run.
+    ///
+    /// # Errors
+    /// What the file system says; the old file is then still there.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.file(name);
+        write_atomically(&path, bytes).map_err(Error::io(&path))
+    }
+
+    /// Writes `history.csv` as it stands after an epoch.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write_history(&self, history: &[EpochStats]) -> Result<(), Error> {
+        let broken = |error: csv::Error| Error::io(&self.file("history.csv"))(std::io::Error::other(error));
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        for row in history {
+            writer.serialize(row).map_err(broken)?;
+        }
+        let bytes = writer.into_inner().map_err(|error| broken(error.into_error().into()))?;
+        self.write("history.csv", &bytes)
+    }
+
+    /// Writes `record.json`.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write_record(&self, record: &RunRecord) -> Result<(), Error> {
+        let path = self.file("record.json");
+        let mut text =
+            serde_json::to_string_pretty(record).map_err(|error| Error::io(&path)(error.into()))?;
+        text.push('\n');
+        self.write("record.json", text.as_bytes())
+    }
+}

@@ -1,0 +1,315 @@
+//! The `train` command: from a recipe to a finished run directory.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use core_layers::Model;
+use data_cifar::{Dataset, DeviceSet, keyed_seed};
+use run_record::{EpochStats, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};
+use sha2::{Digest, Sha256};
+use tch::Device;
+use tch::nn::VarStore;
+
+use crate::data::{self, Part, Presentation};
+use crate::evaluate::{Metrics, evaluate};
+use crate::fit::{Job, fit};
+use crate::progress::{Progress, duration};
+use crate::recipes::{self, Resolved};
+use crate::registry::{self, Architecture};
+use crate::run_dir::{Found, RunDir};
+use crate::weights::{self, Card};
+use crate::{Error, environment, error};
+
+/// What `train` was asked for.
+#[derive(Debug)]
+pub struct Request {
+    /// The directory with `recipes/` and `datasets/`.
+    pub root: PathBuf,
+    /// What to train and how.
+    pub resolved: Resolved,
+    /// Where the data is, if not where `fetch` puts it.
+    pub data_dir: Option<PathBuf>,
+    /// Seed of every draw.
+    pub seed: u64,
+    /// Where to train.
+    pub device: Device,
+    /// Run directory, if not the default one.
+    pub out: Option<PathBuf>,
+    /// Replace whatever the run directory holds.
+    pub fresh: bool,
+    /// Print errors only.
+    pub quiet: bool,
+}
+
+/// Trains, tests and records one run, or finds that it is already done.
+///
+/// # Errors
+/// See [`Error`]. Once training has begun, the record says `failed: …` too.
+pub fn train(request: &Request) -> Result<(), Error> {
+    let Request { root, resolved: Resolved { recipe, preset }, seed, device, .. } = request;
+    let dataset = data::load(recipe.dataset, root, request.data_dir.as_deref())?;
+    let architecture = architecture(recipe, dataset.class_names.len())?;
+    let (train, validation) = data::split(&recipe.data, dataset.train.len())?;
+
+    let default = || root.join("results/runs").join(format!("{}--{preset}--s{seed}", recipe.model.name));
+    let run = RunDir::open(&request.out.clone().unwrap_or_else(default))?;
+    let say = |text: String| {
+        if !request.quiet {
+            println!("{text}");
+        }
+    };
+    let found = if request.fresh { Found::Nothing } else { run.find(recipe, &dataset.sha256)? };
+    match found {
+        Found::Finished(record) => {
+            say(format!("{}: already trained, reused ({})", recipe.model.name, verdict(&record.result)));
+            return Ok(());
+        }
+        Found::Unfinished => {
+            say(format!("{}: an unfinished run is there; training starts over", recipe.model.name))
+        }
+        Found::Nothing => {}
+    }
+
+    let mut record = new_record(request, &architecture, &dataset)?;
+    let vs = VarStore::new(*device);
+    tch::manual_seed(keyed_seed(*seed, "init", 0, 0));
+    let network = architecture.init(&vs.root())?;
+    run.clear()?;
+    run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
+    run.write_record(&record)?;
+    say(format!(
+        "{}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} with {} threads, seed {seed}",
+        recipe.model.name,
+        grouped(architecture.params),
+        train.len(),
+        dataset.name,
+        recipe.train.epochs,
+        recipe.train.batch_size,
+        record.result.device,
+        record.result.threads,
+    ));
+
+    let parts = (train, validation);
+    let attempt = || train_and_test(request, &architecture, network.as_ref(), &vs, &dataset, &parts, &run);
+    // libtorch's refusals inside a forward pass (out of memory, say) come as panics of tch.
+    let outcome = catch_unwind(AssertUnwindSafe(attempt))
+        .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())));
+    record.result.peak_memory_mb = environment::peak_memory_mb();
+    match outcome {
+        Ok(finished) => {
+            finish(&mut record, &finished);
+            run.write_record(&record)?;
+            say(format!("{}: {}; in {}", recipe.model.name, verdict(&record.result), run.path().display()));
+            Ok(())
+        }
+        Err(error) => {
+            record.result.status = format!("failed: {error}");
+            // The first error is the one to report, even if the disk cannot take the record.
+            let _ = run.write_record(&record);
+            Err(error)
+        }
+    }
+}
+
+/// The recipe's network, with the head and the input its data ask for.
+///
+/// # Errors
+/// An unknown name or field, or a field that the data decides.
+pub fn architecture(recipe: &Recipe, classes: usize) -> Result<Architecture, Error> {
+    let decided = [
+        ("image_size", recipe.data.image_size, "data.image_size"),
+        ("num_classes", classes as i64, "the data set"),
+    ];
+    let mut fields = recipe.model.fields.clone();
+    for (field, value, by) in decided {
+        if fields.contains_key(field) {
+            return Err(Error::Usage(format!(
+                "model.{field} is decided by {by}; leave it out of the recipe"
+            )));
+        }
+        fields.insert(field.to_owned(), run_record::FieldValue::Integer(value));
+    }
+    registry::find(&recipe.model.name)?.with_fields(&fields)
+}
+
+/// What a run that reached its end measured.
+struct Finished {
+    history: Vec<EpochStats>,
+    best: EpochStats,
+    test: Metrics,
+    weights_sha256: String,
+}
+
+fn train_and_test(
+    request: &Request,
+    architecture: &Architecture,
+    network: &dyn Model,
+    vs: &VarStore,
+    dataset: &Dataset,
+    (train, validation): &(Range<usize>, Range<usize>),
+    run: &RunDir,
+) -> Result<Finished, Error> {
+    let Request { resolved: Resolved { recipe, .. }, seed, device, .. } = request;
+    let stats = data::channel_statistics(&recipe.data, dataset)?;
+    let set = DeviceSet::new(&dataset.train, *device)?;
+    let job = Job {
+        recipe,
+        seed: *seed,
+        network,
+        vs,
+        train: Part { set: &set, range: train.clone() },
+        validation: Part { set: &set, range: validation.clone() },
+        presentation: Presentation::new(&stats, recipe.data.image_size, *device)?,
+    };
+    let mut best: Option<(EpochStats, String)> = None;
+    let progress = Progress::new(recipe.train.epochs, train.len(), request.quiet);
+    let history = fit(&job, &progress, |history, is_best| {
+        if let (true, Some(epoch)) = (is_best, history.last()) {
+            let card = Card {
+                model: architecture.model.clone(),
+                family: architecture.family.to_owned(),
+                config: architecture.config.clone(),
+                recipe: recipe.clone(),
+                channel_mean: stats.mean,
+                channel_std: stats.std,
+                class_names: dataset.class_names.clone(),
+                epoch: epoch.epoch,
+                val_top1: epoch.val_top1,
+            };
+            let bytes = weights::to_bytes(vs, &card)?;
+            run.write("best.safetensors", &bytes)?;
+            best = Some((epoch.clone(), recipes::hex(&Sha256::digest(&bytes))));
+        }
+        run.write_history(history)
+    })?;
+    progress.finish();
+
+    let (best, weights_sha256) =
+        best.ok_or_else(|| Error::Training("no epoch had a validation accuracy".to_owned()))?;
+    // Tested are the weights on disk, as anyone would load them.
+    weights::load(vs, &run.file("best.safetensors"))?;
+    let test_set = DeviceSet::new(&dataset.test, *device)?;
+    let test = Part { set: &test_set, range: 0..test_set.len() };
+    let smoothing = recipe.train.label_smoothing;
+    let test = evaluate(network, &test, &job.presentation, recipe.train.batch_size, smoothing)?;
+    Ok(Finished { history, best, test, weights_sha256 })
+}
+
+fn new_record(request: &Request, architecture: &Architecture, dataset: &Dataset) -> Result<RunRecord, Error> {
+    let Request { root, resolved: Resolved { recipe, preset }, seed, device, .. } = request;
+    let reference = recipe.reference.clone();
+    let result = ResultRow {
+        model: recipe.model.name.clone(),
+        family: architecture.family.to_owned(),
+        preset: preset.clone(),
+        dataset: recipe.dataset.to_string(),
+        image_size: recipe.data.image_size,
+        seed: *seed,
+        epochs: recipe.train.epochs,
+        batch_size: recipe.train.batch_size,
+        params: architecture.params,
+        macs: architecture.macs,
+        best_epoch: None,
+        val_top1: None,
+        test_top1: None,
+        test_top5: None,
+        test_loss: None,
+        reference_top1: reference.as_ref().and_then(|reference| reference.test_top1),
+        reference_top5: reference.as_ref().and_then(|reference| reference.test_top5),
+        delta_top1: None,
+        train_seconds: None,
+        images_per_second: None,
+        peak_memory_mb: None,
+        device: environment::device_name(*device),
+        precision: "f32".to_owned(),
+        threads: tch::get_num_threads(),
+        libtorch: environment::LIBTORCH.to_owned(),
+        data_sha256: dataset.sha256.clone(),
+        recipe_sha256: recipes::digest(recipe)?,
+        git_commit: environment::git_commit(root),
+        started_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        status: STATUS_RUNNING.to_owned(),
+    };
+    Ok(RunRecord {
+        format: RECORD_FORMAT,
+        result,
+        weights_sha256: None,
+        command: environment::command(),
+        trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        cpu: environment::cpu(),
+    })
+}
+
+fn finish(record: &mut RunRecord, finished: &Finished) {
+    let Finished { history, best, test, weights_sha256 } = finished;
+    let row = &mut record.result;
+    let seconds: f64 = history.iter().map(|epoch| epoch.train_seconds).sum();
+    let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
+    row.best_epoch = Some(best.epoch);
+    row.val_top1 = Some(rounded(best.val_top1));
+    row.test_top1 = Some(rounded(test.top1));
+    row.test_top5 = Some(rounded(test.top5));
+    row.test_loss = Some(rounded(test.loss));
+    row.delta_top1 = row.reference_top1.map(|reference| rounded(test.top1 - reference));
+    row.train_seconds = Some((seconds * 10.0).round() / 10.0);
+    row.images_per_second = Some((images / seconds * 10.0).round() / 10.0);
+    row.status = STATUS_COMPLETE.to_owned();
+    record.weights_sha256 = Some(weights_sha256.clone());
+}
+
+/// Six decimals: finer than one image in any data set here.
+fn rounded(value: f64) -> f64 {
+    (value * 1e6).round() / 1e6
+}
+
+fn verdict(row: &ResultRow) -> String {
+    let percent =
+        |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{:.2} %", 100.0 * value));
+    let seconds = Duration::from_secs_f64(row.train_seconds.unwrap_or_default().max(0.0));
+    format!(
+        "test top-1 {}, top-5 {}, validation top-1 {} at epoch {}, {} of training",
+        percent(row.test_top1),
+        percent(row.test_top5),
+        percent(row.val_top1),
+        row.best_epoch.unwrap_or_default(),
+        duration(seconds),
+    )
+}
+
+/// 594186 as `594,186`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn numbers_are_grouped_in_threes() {
+        assert_eq!([7, 999, 1000, 594_186].map(grouped), ["7", "999", "1,000", "594,186"]);
+    }
+
+    #[test]
+    fn the_data_decides_the_head_and_the_input() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let recipe = |set: &str| {
+            recipes::from_preset(&root, "reference", "convmixer_reference", &[set.to_owned()]).unwrap().recipe
+        };
+        let hundred = architecture(&recipe("data.image_size=64"), 100).unwrap();
+        assert_eq!((hundred.num_classes, hundred.image_size), (100, 64));
+        let refused = architecture(&recipe("model.num_classes=7"), 10).unwrap_err().to_string();
+        assert!(refused.contains("model.num_classes is decided by the data set"), "{refused}");
+    }
+}

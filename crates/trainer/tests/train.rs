@@ -1,0 +1,286 @@
+//! The `trainer` program from the outside: a real run on the digits, what it leaves, what it refuses.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+
+/// A ConvMixer small enough to learn the digits in seconds.
+const SMALL: [&str; 10] = [
+    "--set",
+    "model.embed_dim=32",
+    "--set",
+    "model.depth=2",
+    "--set",
+    "train.epochs=3",
+    "--set",
+    "train.batch_size=16",
+    "--set",
+    "train.label_smoothing=0.0",
+];
+
+fn trainer() -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("trainer"));
+    // One line per error is promised whatever the environment asks for.
+    command.env("RUST_BACKTRACE", "1").current_dir(root());
+    command
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn small_run(out: &Path, more: &[&str]) -> Output {
+    trainer()
+        .args(["train", "--model", "convmixer_reference", "--preset", "quick", "--device", "cpu", "--out"])
+        .arg(out)
+        .args(SMALL)
+        .args(more)
+        .output()
+        .expect("the trainer starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The one line of an error, checked to be one line.
+fn error_line(output: &Output, code: i32) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.starts_with("error: ") && text.trim_end().lines().count() == 1, "{text}");
+    text
+}
+
+/// `history.csv` without the columns that measure time.
+fn history(run: &Path) -> Vec<Vec<String>> {
+    let mut reader = csv::Reader::from_path(run.join("history.csv")).expect("there is a history");
+    let header = reader.headers().expect("it has a header").clone();
+    let timed = ["images_per_second", "train_seconds", "val_seconds"];
+    reader
+        .records()
+        .map(|row| {
+            let row = row.expect("it is whole");
+            let kept = header.iter().zip(&row).filter(|(name, _)| !timed.contains(name));
+            kept.map(|(_, value)| value.to_owned()).collect()
+        })
+        .collect()
+}
+
+fn record(run: &Path) -> serde_json::Value {
+    serde_json::from_str(&fs::read_to_string(run.join("record.json")).expect("there is a record"))
+        .expect("it is JSON")
+}
+
+#[test]
+fn a_run_on_real_digits_learns_and_is_recorded_reused_and_protected() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    let output = small_run(&run, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Not a terminal: plain lines, one per epoch, nothing else on either stream.
+    assert_eq!(stdout(&output).lines().filter(|line| line.starts_with("epoch ")).count(), 3);
+    assert!(output.stderr.is_empty());
+
+    let record_before = record(&run);
+    let result = &record_before["result"];
+    assert_eq!(result["status"], "complete");
+    assert_eq!(result["dataset"], "digits");
+    assert_eq!(result["libtorch"], "2.11.0");
+    assert_eq!(result["data_sha256"].as_str().map(str::len), Some(64));
+    let top1 = result["test_top1"].as_f64().expect("it was tested");
+    assert!(top1 > 0.8, "test top-1 {top1}");
+    // Trained three epochs, tested the best of them.
+    let rows = history(&run);
+    let best = result["best_epoch"].as_u64().expect("there is a best epoch") as usize;
+    assert_eq!(rows.len(), 3);
+    let val_top1: f64 = rows[best - 1][5].parse().expect("a number");
+    assert!((val_top1 - result["val_top1"].as_f64().expect("a number")).abs() < 1e-6);
+
+    // The weights on disk give the recorded accuracy again.
+    let evaluated = trainer()
+        .args(["evaluate", "--json", "--device", "cpu", "--weights"])
+        .arg(run.join("best.safetensors"))
+        .output()
+        .expect("the trainer starts");
+    let report: serde_json::Value = serde_json::from_slice(&evaluated.stdout).expect("it is JSON");
+    assert!((report["top1"].as_f64().expect("a number") - top1).abs() < 1e-6);
+    assert_eq!(report["images"], 360);
+
+    // The same again is reused, not repeated.
+    let again = small_run(&run, &[]);
+    assert!(again.status.success() && stdout(&again).contains("already trained, reused"));
+    assert_eq!(record(&run), record_before);
+
+    // Another recipe is refused with the difference, and nothing is touched.
+    let other = small_run(&run, &["--set", "train.epochs=4"]);
+    let line = error_line(&other, 1);
+    assert!(line.contains("train.epochs: 3 -> 4") && line.contains("--fresh"), "{line}");
+    assert_eq!(record(&run), record_before);
+
+    // Weights that are not the recorded ones are not taken for the run's.
+    let weights = run.join("best.safetensors");
+    let mut bytes = fs::read(&weights).expect("they can be read");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&weights, &bytes).expect("they can be written");
+    assert!(error_line(&small_run(&run, &[]), 1).contains("not the one it recorded"));
+    assert!(small_run(&run, &["--fresh"]).status.success());
+}
+
+#[test]
+fn one_seed_is_one_run_and_another_seed_is_another() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let runs = [("a", "7"), ("b", "7"), ("c", "8")].map(|(name, seed)| {
+        let run = directory.path().join(name);
+        let output = small_run(&run, &["--seed", seed, "--quiet", "--set", "data.flip=true"]);
+        assert!(output.status.success() && output.stdout.is_empty());
+        run
+    });
+    assert_eq!(history(&runs[0]), history(&runs[1]));
+    assert_ne!(history(&runs[0]), history(&runs[2]));
+    let weights = |run: &Path| fs::read(run.join("best.safetensors")).expect("there are weights");
+    assert!(weights(&runs[0]) == weights(&runs[1]));
+}
+
+#[test]
+fn wrong_requests_are_answered_on_one_line_with_exit_code_2() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let out = directory.path().join("run");
+    let cases: [(&[&str], &str); 8] = [
+        (&["--model", "convmixr_reference", "--preset", "quick"], "nearest: convmixer_reference"),
+        (&["--model", "convmixer_reference", "--preset", "slow"], "there are quick, reference"),
+        (
+            &["--model", "convmixer_reference", "--preset", "quick", "--set", "train.epoch=1"],
+            "unknown field `epoch`",
+        ),
+        (
+            &["--model", "convmixer_reference", "--preset", "quick", "--set", "optimizer.lr=-1"],
+            "optimizer.lr = -1",
+        ),
+        (
+            &["--model", "convmixer_reference", "--preset", "quick", "--set", "model.depth=0"],
+            "model.depth = 0: 1 to",
+        ),
+        (
+            &["--model", "convmixer_reference", "--preset", "quick", "--set", "model.dept=2"],
+            "has no such field",
+        ),
+        (
+            &["--model", "convmixer_reference", "--preset", "quick", "--set", "data.validation_count=1437"],
+            "data.validation_count = 1437",
+        ),
+        (&["--model", "convmixer_reference", "--preset", "quick", "--device", "cuda:99"], "cuda:99"),
+    ];
+    for (args, words) in cases {
+        let output =
+            trainer().arg("train").args(args).arg("--out").arg(&out).output().expect("the trainer starts");
+        let line = error_line(&output, 2);
+        assert!(line.contains(words), "{line}");
+        assert!(!out.join("recipe.toml").exists(), "{line}");
+    }
+}
+
+#[test]
+fn a_recipe_file_with_a_mistake_is_named_with_its_line() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("mine.toml");
+    let quick = fs::read_to_string(root().join("recipes/quick/convmixer.toml")).expect("it is committed");
+    fs::write(&file, quick.replace("batch_size", "batchsize")).expect("it can be written");
+    let output = trainer().args(["train", "--recipe"]).arg(&file).output().expect("the trainer starts");
+    let line = error_line(&output, 2);
+    assert!(line.contains("mine.toml: line ") && line.contains("unknown field `batchsize`"), "{line}");
+}
+
+#[test]
+fn missing_and_damaged_data_is_named_with_exit_code_1() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let train = |data: &Path| {
+        trainer()
+            .args(["train", "--model", "convmixer_reference", "--preset", "reference", "--data-dir"])
+            .arg(data)
+            .arg("--out")
+            .arg(directory.path().join("run"))
+            .output()
+            .expect("the trainer starts")
+    };
+    let line = error_line(&train(&directory.path().join("nowhere")), 1);
+    assert!(line.contains("nowhere") && line.contains("cargo xtask fetch cifar10"), "{line}");
+
+    let batches = directory.path().join("cifar-10-batches-bin");
+    fs::create_dir(&batches).expect("it can be made");
+    fs::write(batches.join("data_batch_1.bin"), vec![0; 3073 * 9]).expect("it can be written");
+    let line = error_line(&train(directory.path()), 1);
+    assert!(line.contains("data_batch_1.bin") && line.contains("30730000"), "{line}");
+
+    let mut bytes = vec![0; 3073 * 10_000];
+    bytes[3073 * 5] = 10;
+    fs::write(batches.join("data_batch_1.bin"), bytes).expect("it can be written");
+    let line = error_line(&train(directory.path()), 1);
+    assert!(line.contains("data_batch_1.bin") && line.contains("10"), "{line}");
+    assert!(!directory.path().join("run").exists());
+}
+
+#[test]
+fn a_run_directory_that_cannot_be_written_is_named() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("a-file");
+    fs::write(&file, "not a directory").expect("it can be written");
+    let line = error_line(&small_run(&file.join("run"), &[]), 1);
+    assert!(line.contains("a-file"), "{line}");
+    assert_eq!(fs::read_to_string(&file).expect("it is still there"), "not a directory");
+}
+
+#[test]
+fn two_trainers_do_not_share_a_run_directory() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    fs::create_dir(&run).expect("it can be made");
+    let lock = fs::File::create(run.join("run.lock")).expect("it can be made");
+    lock.lock().expect("nobody else has it");
+    let line = error_line(&small_run(&run, &[]), 1);
+    assert!(line.contains("another trainer is writing"), "{line}");
+}
+
+#[test]
+fn a_full_disk_ends_the_run_with_one_line_and_a_record_that_says_so() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let disk = directory.path().join("disk");
+    fs::create_dir(&disk).expect("it can be made");
+    let mount = |args: &[&str]| std::process::Command::new("mount").args(args).arg(&disk).output();
+    match mount(&["-t", "tmpfs", "-o", "size=24k", "tmpfs"]) {
+        Ok(output) if output.status.success() => {}
+        _ => {
+            println!("skipped: a small file system can only be mounted as root");
+            return;
+        }
+    }
+    let run = disk.join("run");
+    let output = small_run(&run, &["--set", "train.epochs=1"]);
+    let status = fs::read_to_string(run.join("record.json"));
+    let leftovers: Vec<String> = fs::read_dir(&run)
+        .map(|entries| {
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        })
+        .unwrap_or_default();
+    let unmounted = std::process::Command::new("umount").arg(&disk).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+
+    let line = error_line(&output, 1);
+    assert!(line.contains("best.safetensors") && line.contains("No space left"), "{line}");
+    assert!(status.expect("the record is whole").contains("failed: "));
+    assert!(!leftovers.iter().any(|name| name.contains("partial")), "{leftovers:?}");
+}
+
+#[test]
+fn the_list_can_be_filtered_and_read_by_programs() {
+    let output = trainer().args(["list", "convmixer_1536*", "--json"]).output().expect("the trainer starts");
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    let names: Vec<&str> =
+        list.as_array().into_iter().flatten().filter_map(|row| row["model"].as_str()).collect();
+    assert_eq!(names, ["convmixer_1536_20", "convmixer_1536_20_k3_p7"]);
+    assert_eq!(list[0]["params"], 51_625_960);
+    let none = trainer().args(["list", "resnet*"]).output().expect("the trainer starts");
+    assert!(error_line(&none, 2).contains("no model matches"));
+}

@@ -1,0 +1,292 @@
+//! `check`: everything a change has to pass besides the tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::libtorch::{self, FlavorChoice};
+use crate::process::{Place, cargo, ending, note, output, say};
+
+/// How a step ended.
+enum Outcome {
+    Passed,
+    Skipped(String),
+    Failed(String),
+}
+
+/// Top-level names a checkout may hold.
+const TOP_LEVEL: [&str; 19] = [
+    ".cargo",
+    ".ci",
+    ".gitignore",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "README.md",
+    "clippy.toml",
+    "crates",
+    "datasets",
+    "deny.toml",
+    "docs",
+    "recipes",
+    "rustfmt.toml",
+    "xtask",
+    ".gitattributes",
+    ".github",
+];
+
+/// Endings of what a build, an editor or a download leaves.
+const LITTER: [&str; 13] =
+    [".so", ".dylib", ".a", ".o", ".rlib", ".whl", ".zip", ".gz", ".bin", ".pyc", ".orig", ".rej", "~"];
+
+/// Largest file that belongs into the repository.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+pub(crate) fn check(place: &Place) -> Result<u8> {
+    libtorch::ensure(place, FlavorChoice::Auto, None)?;
+    type Step = (&'static str, fn(&Place) -> Outcome);
+    let steps: [Step; 5] = [
+        ("formatting", |place| run(place, &["fmt", "--all", "--check"])),
+        ("lints", |place| {
+            run(place, &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])
+        }),
+        ("licences and advisories", deny),
+        ("dependency directions", |place| outcome(dependency_directions(place))),
+        ("stray files", stray_files),
+    ];
+    let mut summary = Vec::new();
+    let mut failed = false;
+    for (name, step) in steps {
+        note(format!("checking {name}"));
+        summary.push(match step(place) {
+            Outcome::Passed => format!("passed   {name}"),
+            Outcome::Skipped(why) => format!("skipped  {name}: {why}"),
+            Outcome::Failed(why) => {
+                failed = true;
+                format!("FAILED   {name}: {why}")
+            }
+        });
+    }
+    say(summary.join("\n"));
+    Ok(u8::from(failed))
+}
+
+fn run(place: &Place, args: &[&str]) -> Outcome {
+    match cargo(place).args(args).status() {
+        Ok(status) if status.success() => Outcome::Passed,
+        Ok(status) => Outcome::Failed(format!("cargo {} {}", args.join(" "), ending(status))),
+        Err(error) => Outcome::Failed(format!("cargo cannot be started: {error}")),
+    }
+}
+
+fn deny(place: &Place) -> Outcome {
+    if output(cargo(place).args(["deny", "--version"])).is_none() {
+        return Outcome::Skipped(
+            "cargo-deny is not installed (cargo install --locked cargo-deny)".to_owned(),
+        );
+    }
+    run(place, &["deny", "check"])
+}
+
+fn outcome(violations: Result<Vec<String>>) -> Outcome {
+    match violations {
+        Ok(violations) if violations.is_empty() => Outcome::Passed,
+        Ok(violations) => Outcome::Failed(violations.join("; ")),
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    }
+}
+
+fn dependency_directions(place: &Place) -> Result<Vec<String>> {
+    let mut command = cargo(place);
+    command.args(["metadata", "--format-version", "1", "--no-deps"]);
+    let text = output(&mut command).context("cargo metadata fails")?;
+    violations(&serde_json::from_str(&text).context("what cargo metadata prints cannot be read")?)
+}
+
+/// Whether a crate of the workspace may depend on another one.
+fn may_depend(from: &str, on: &str) -> bool {
+    match from {
+        _ if on == "xtask" => false,
+        "core-layers" | "data-cifar" | "torch-ext" | "run-record" => false,
+        "trainer" => true,
+        "xtask" => on == "run-record",
+        // Everything else is an architecture, which sees no other one, no data and no trainer.
+        _ => on == "core-layers",
+    }
+}
+
+/// Breaches of the dependency directions, given the output of `cargo metadata --no-deps`.
+fn violations(metadata: &Value) -> Result<Vec<String>> {
+    // Per crate: the names it depends on, and whether only its tests do.
+    let mut crates: BTreeMap<&str, Vec<(&str, bool)>> = BTreeMap::new();
+    for package in metadata["packages"].as_array().context("cargo metadata lists no packages")? {
+        let name = package["name"].as_str().context("a package has no name")?;
+        let dependencies = package["dependencies"].as_array().into_iter().flatten();
+        let edges = dependencies.filter_map(|d| Some((d["name"].as_str()?, d["kind"] == "dev")));
+        crates.insert(name, edges.collect());
+    }
+    if !crates.contains_key("xtask") {
+        bail!("cargo metadata does not list xtask");
+    }
+    let mut found = Vec::new();
+    for (from, edges) in &crates {
+        for (on, only_in_tests) in edges.iter().filter(|(on, _)| crates.contains_key(on)) {
+            let forbidden = if *only_in_tests { *on == "xtask" } else { !may_depend(from, on) };
+            if forbidden {
+                found.push(format!("{from} must not depend on {on}"));
+            }
+        }
+    }
+    let mut reached = BTreeSet::new();
+    let mut ahead = vec!["xtask"];
+    while let Some(name) = ahead.pop() {
+        let edges = crates.get(name).into_iter().flatten().filter(|(_, only_in_tests)| !only_in_tests);
+        ahead.extend(edges.map(|(on, _)| *on).filter(|on| reached.insert(*on)));
+    }
+    if reached.contains("tch") || reached.contains("torch-sys") {
+        found.push("xtask must not depend on tch, not even through another crate".to_owned());
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+fn stray_files(place: &Place) -> Outcome {
+    let mut git = Command::new("git");
+    git.current_dir(&place.root)
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .stderr(Stdio::null());
+    match git.output() {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let files: Vec<&str> = text.split('\0').filter(|name| !name.is_empty()).collect();
+            let size = |name: &str| fs::metadata(place.root.join(name)).map_or(0, |metadata| metadata.len());
+            outcome(Ok(strays(&files, size)))
+        }
+        _ => Outcome::Skipped("not in a git checkout".to_owned()),
+    }
+}
+
+/// Files that do not fit the layout of the workspace.
+fn strays(files: &[&str], size: impl Fn(&str) -> u64) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut crates = BTreeSet::new();
+    for file in files {
+        let (top, rest) = file.split_once('/').unwrap_or((file, ""));
+        if !TOP_LEVEL.contains(&top) {
+            found.push(format!("{file} has no place at the top level"));
+        }
+        if top == "crates" {
+            crates.insert(rest.split('/').next().unwrap_or_default());
+        }
+        if LITTER.iter().any(|ending| file.ends_with(ending)) {
+            found.push(format!("{file} looks like the output of a program"));
+        }
+        let in_tests = Path::new(file).components().any(|part| part.as_os_str() == "tests");
+        if file.ends_with(".safetensors") && !in_tests {
+            found.push(format!("{file}: weights belong into results, references into a crate's tests"));
+        }
+        if size(file) > SIZE_LIMIT && !file.starts_with("datasets/digits/") {
+            found.push(format!("{file} is larger than 1 MiB"));
+        }
+    }
+    for name in crates {
+        let manifest = format!("crates/{name}/Cargo.toml");
+        if !files.contains(&manifest.as_str()) {
+            found.push(format!("crates/{name} has no Cargo.toml"));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A crate, and what it depends on in which way.
+    type Crate<'a> = (&'a str, &'a [(&'a str, Option<&'a str>)]);
+
+    fn metadata(crates: &[Crate]) -> Value {
+        let package = |(name, edges): &Crate| {
+            let edges: Vec<_> = edges.iter().map(|(on, kind)| json!({"name": on, "kind": kind})).collect();
+            json!({"name": name, "dependencies": edges})
+        };
+        json!({"packages": crates.iter().map(package).collect::<Vec<_>>()})
+    }
+
+    #[test]
+    fn the_directions_of_the_design_pass() {
+        let good = metadata(&[
+            ("core-layers", &[("tch", None)]),
+            ("convmixer", &[("core-layers", None), ("tch", None), ("data-cifar", Some("dev"))]),
+            ("a-new-one", &[("core-layers", None)]),
+            ("data-cifar", &[("tch", None)]),
+            ("run-record", &[("serde", None)]),
+            (
+                "trainer",
+                &[("convmixer", None), ("data-cifar", None), ("run-record", None), ("core-layers", None)],
+            ),
+            ("xtask", &[("run-record", None), ("clap", None)]),
+        ]);
+        assert_eq!(violations(&good).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_breach_is_named() {
+        let bad = metadata(&[
+            ("core-layers", &[("run-record", Some("build"))]),
+            ("convmixer", &[("vit", None), ("xtask", Some("dev"))]),
+            ("vit", &[("data-cifar", None)]),
+            ("data-cifar", &[]),
+            ("run-record", &[("tch", None)]),
+            ("trainer", &[("xtask", None)]),
+            ("xtask", &[("run-record", None), ("trainer", None)]),
+        ]);
+        let expected = [
+            "convmixer must not depend on vit",
+            "convmixer must not depend on xtask",
+            "core-layers must not depend on run-record",
+            "trainer must not depend on xtask",
+            "vit must not depend on data-cifar",
+            "xtask must not depend on tch, not even through another crate",
+            "xtask must not depend on trainer",
+        ];
+        assert_eq!(violations(&bad).unwrap(), expected);
+        assert!(violations(&json!({"packages": []})).is_err());
+    }
+
+    #[test]
+    fn strays_are_found_and_the_layout_passes() {
+        let size = |name: &str| if name.contains("large") { SIZE_LIMIT + 1 } else { 10 };
+        let good = [
+            "Cargo.toml",
+            "crates/vit/Cargo.toml",
+            "crates/vit/tests/data/parity.safetensors",
+            "datasets/digits/large.csv",
+            "recipes/quick/vit.toml",
+        ];
+        assert_eq!(strays(&good, size), Vec::<String>::new());
+        let bad = [
+            "notes.txt",
+            "crates/empty/README.md",
+            "docs/page.md~",
+            "docs/large.png",
+            "docs/best.safetensors",
+            "xtask/libx.so",
+        ];
+        let found = strays(&bad, size);
+        assert_eq!(found.len(), bad.len(), "{found:?}");
+        for (name, text) in
+            bad.iter().zip(["notes.txt", "crates/empty", "page.md~", "large.png", "best", "libx.so"])
+        {
+            assert!(found.iter().any(|line| line.contains(text)), "{name}: {found:?}");
+        }
+    }
+}

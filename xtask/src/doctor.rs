@@ -1,0 +1,243 @@
+//! `doctor`: what this machine has, what is wrong with it, and the command that mends it. It
+//! changes nothing and downloads nothing.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::datasets::{CIFAR10, CIFAR100};
+use crate::disk::{free_space, megabytes};
+use crate::libtorch::{self, VERSION, nvidia_driver};
+use crate::pins::{Flavor, platform_here};
+use crate::pip;
+use crate::process::{Place, output, python, say};
+
+/// Below this much free disk a build or a run is likely to fail.
+const COMFORTABLE_SPACE: u64 = 3_000_000_000;
+
+/// One finding; a mending command makes it a problem.
+struct Finding {
+    what: &'static str,
+    found: String,
+    mend: Option<String>,
+}
+
+fn good(what: &'static str, found: impl Into<String>) -> Finding {
+    Finding { what, found: found.into(), mend: None }
+}
+
+fn bad(what: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Finding {
+    Finding { what, found: found.into(), mend: Some(mend.into()) }
+}
+
+pub(crate) fn doctor(place: &Place) -> Result<u8> {
+    let mut findings = vec![platform(), rust(), compiler()];
+    let tree = libtorch::linked(place);
+    let flavor = tree.as_ref().ok().and_then(|tree| tree.as_ref()).map(|tree| tree.flavor);
+    findings.push(pip(flavor.is_some()));
+    findings.push(match &tree {
+        Ok(Some(tree)) => {
+            good("libtorch", format!("{VERSION} ({}) at {}", tree.flavor.as_str(), tree.dir.display()))
+        }
+        Ok(None) => bad("libtorch", "not set up", "cargo xtask setup"),
+        Err(error) => bad("libtorch", format!("{error:#}"), "cargo xtask setup"),
+    });
+    findings.extend(cuda(&place.trainer(), flavor));
+    findings.push(good("processor", processor()));
+    findings.push(space("free disk, cache", &place.cache));
+    findings.push(space("free disk, workspace", &place.root));
+    let digits = place.root.join("datasets/digits/digits.csv");
+    findings.push(if digits.is_file() {
+        good("digits", "there")
+    } else {
+        bad("digits", format!("{} is missing", digits.display()), "git checkout -- datasets/digits")
+    });
+    for layout in [&CIFAR10, &CIFAR100] {
+        let link = layout.link(place);
+        findings.push(match layout.check_sizes(&link) {
+            Ok(()) => good(layout.name, link.display().to_string()),
+            Err(_) if link.symlink_metadata().is_err() => {
+                good(layout.name, format!("not fetched; `cargo xtask fetch {}` does", layout.name))
+            }
+            Err(error) => {
+                bad(layout.name, format!("{error:#}"), format!("cargo xtask fetch {}", layout.name))
+            }
+        });
+    }
+    let problems = findings.iter().filter(|finding| finding.mend.is_some()).count();
+    for Finding { what, found, mend } in findings {
+        match mend {
+            None => say(format!("ok       {what}: {found}")),
+            Some(mend) => say(format!("PROBLEM  {what}: {found}\n         mend it with: {mend}")),
+        }
+    }
+    say(match problems {
+        0 => "nothing is wrong".to_owned(),
+        1 => "1 problem".to_owned(),
+        n => format!("{n} problems"),
+    });
+    Ok(u8::from(problems > 0))
+}
+
+fn platform() -> Finding {
+    match platform_here() {
+        Some(platform) => good("platform", platform.name),
+        None => bad(
+            "platform",
+            format!("{} {}, for which no libtorch is pinned", std::env::consts::OS, std::env::consts::ARCH),
+            "export LIBTORCH=/path/to/libtorch, or cargo xtask setup --archive FILE_OR_URL --sha256 HEX",
+        ),
+    }
+}
+
+fn rust() -> Finding {
+    let needed = env!("CARGO_PKG_RUST_VERSION");
+    let rustc = std::env::var_os("RUSTC").unwrap_or("rustc".into());
+    let found =
+        output(Command::new(rustc).arg("--version")).unwrap_or_else(|| "rustc cannot be started".to_owned());
+    // "rustc 1.95.0 (…)"
+    let version = found.split_whitespace().nth(1).unwrap_or_default();
+    if numbers(version) >= numbers(needed) {
+        good("Rust", format!("{version} ({needed} is needed)"))
+    } else {
+        bad("Rust", format!("{found}, and {needed} is needed"), "rustup update stable")
+    }
+}
+
+/// The numbers of a version, for comparing; what follows a `-` does not count.
+fn numbers(version: &str) -> Vec<u32> {
+    version.split('-').next().unwrap_or_default().split('.').map_while(|part| part.parse().ok()).collect()
+}
+
+fn compiler() -> Finding {
+    let mend =
+        "apt install g++ (Debian and Ubuntu), dnf install gcc-c++ (Fedora), xcode-select --install (macOS)";
+    let name = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    // CXX may carry arguments, such as a wrapper and the compiler it wraps.
+    let mut words = name.split_whitespace();
+    let program = words.next().unwrap_or("c++");
+    let arguments: Vec<&str> = words.collect();
+    let Some(version) = output(Command::new(program).args(&arguments).arg("--version")) else {
+        return bad("C++ compiler", format!("{name} cannot be started"), mend);
+    };
+    let version = version.lines().next().unwrap_or_default().to_owned();
+    // Its input is empty: this asks only whether the standard is known and its library there.
+    let asks = ["-std=c++17", "-include", "optional", "-fsyntax-only", "-x", "c++", "/dev/null"];
+    match output(Command::new(program).args(&arguments).args(asks)) {
+        Some(_) => good("C++ compiler", format!("{version}, C++17")),
+        None => bad("C++ compiler", format!("{version} does not compile C++17"), mend),
+    }
+}
+
+fn pip(libtorch_is_there: bool) -> Finding {
+    match pip::problem() {
+        None => good(
+            "Python with pip",
+            output(Command::new(python()).args(["-m", "pip", "--version"])).unwrap_or_default(),
+        ),
+        Some(_) if libtorch_is_there => {
+            good("Python with pip", "not found, and not needed: libtorch is there")
+        }
+        Some(problem) => bad("Python with pip", problem, "apt install python3-pip, or python3 -m ensurepip"),
+    }
+}
+
+/// Whether a GPU can be used: the driver, the flavour, and whether the trainer was linked with it.
+fn cuda(trainer: &Path, flavor: Option<Flavor>) -> Vec<Finding> {
+    let driver = nvidia_driver();
+    let mut findings = vec![match (&driver, flavor) {
+        (None, Some(Flavor::Cuda)) => bad(
+            "NVIDIA driver",
+            "none is running, and libtorch is the cuda flavour",
+            "install NVIDIA's driver, or cargo xtask setup --flavor cpu",
+        ),
+        (None, _) => good("NVIDIA driver", "none; training runs on the processor"),
+        (Some(driver), Some(Flavor::Cpu)) => {
+            good("NVIDIA driver", format!("{driver}; unused, `cargo xtask setup --flavor cuda` would use it"))
+        }
+        (Some(driver), _) => good("NVIDIA driver", driver.as_str()),
+    }];
+    let built = fs::read(trainer).ok().map(|binary| needs_cuda(&binary));
+    findings.push(match (built, flavor) {
+        (None, _) => good("trainer", "not built yet"),
+        (Some(false), Some(Flavor::Cuda)) => bad(
+            "trainer",
+            "built without CUDA",
+            "cargo clean --release -p torch-sys, then cargo build --release --workspace --bin trainer",
+        ),
+        (Some(true), Some(Flavor::Cpu)) => bad(
+            "trainer",
+            "built with CUDA, and libtorch is the cpu flavour now",
+            "cargo clean --release -p torch-sys, then cargo build --release --workspace --bin trainer",
+        ),
+        (Some(true), _) => good("trainer", "built with CUDA"),
+        (Some(false), _) => good("trainer", "built for the processor"),
+    });
+    findings
+}
+
+/// Whether a Linux binary asks for libtorch_cuda. The names of needed libraries stand between zero
+/// bytes in its string table; a text in the program does not.
+fn needs_cuda(binary: &[u8]) -> bool {
+    const NEEDED: &[u8] = b"\0libtorch_cuda.so\0";
+    binary.windows(NEEDED.len()).any(|window| window == NEEDED)
+}
+
+/// Name, threads, and the extensions that decide about speed.
+fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |names: &[&str]| {
+        let line = info.lines().find(|line| names.iter().any(|name| line.starts_with(name)))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let sysctl = |name: &str| output(Command::new("sysctl").args(["-n", name]));
+    let name =
+        field(&["model name"]).or_else(|| sysctl("machdep.cpu.brand_string")).unwrap_or("unknown".to_owned());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let known = ["avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16", "i8mm"];
+    let flags = field(&["flags", "Features"]).unwrap_or_default();
+    let mut present: Vec<&str> =
+        known.into_iter().filter(|k| flags.split_whitespace().any(|flag| flag == *k)).collect();
+    for (feature, short) in [("hw.optional.arm.FEAT_BF16", "bf16"), ("hw.optional.AdvSIMD", "asimd")] {
+        if cfg!(target_os = "macos") && sysctl(feature).as_deref() == Some("1") {
+            present.push(short);
+        }
+    }
+    let present =
+        if present.is_empty() { "none of the known extensions".to_owned() } else { present.join(" ") };
+    format!("{name}, {threads} threads, {present}")
+}
+
+fn space(what: &'static str, path: &Path) -> Finding {
+    match free_space(path) {
+        Ok(free) if free >= COMFORTABLE_SPACE => {
+            good(what, format!("{} at {}", megabytes(free), path.display()))
+        }
+        Ok(free) => {
+            let found = format!("{} at {}, and a build takes up to 3 GB", megabytes(free), path.display());
+            bad(what, found, "free some, or set COMPACT_VISION_CACHE or CARGO_TARGET_DIR to another disk")
+        }
+        Err(error) => bad(what, format!("{error:#}"), "set COMPACT_VISION_CACHE to a directory that exists"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(numbers("1.100.0") > numbers("1.95"));
+        assert!(numbers("1.95.0-nightly") >= numbers("1.95"));
+        assert!(numbers("1.94.1") < numbers("1.95"));
+        assert!(numbers("") < numbers("1.0"));
+    }
+
+    #[test]
+    fn a_text_in_the_program_is_not_a_needed_library() {
+        assert!(needs_cuda(b"x\0libc10.so\0libtorch_cuda.so\0y"));
+        assert!(!needs_cuda(b"warning: libtorch_cuda.so was dropped\0"));
+    }
+}

@@ -1,0 +1,234 @@
+//! The workspace's task runner: set-up, data, training runs, tables and checks in one program that
+//! needs no libtorch itself.
+
+#[cfg(not(unix))]
+compile_error!("only Linux and macOS are supported");
+
+mod archive;
+mod check;
+mod datasets;
+mod disk;
+mod doctor;
+mod download;
+mod install;
+mod libtorch;
+mod pins;
+mod pip;
+mod process;
+mod progress;
+mod report;
+mod sweep;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use datasets::{CIFAR10, CIFAR100, Source};
+use libtorch::{ArchiveChoice, FlavorChoice};
+use process::{Place, Usage, cargo, note, say};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Sets up, trains, evaluates and compares compact vision architectures",
+    after_help = "Start with:\n  cargo xtask train-all    from nothing to the table of results\n  \
+                  cargo xtask test         every test of the workspace"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Provide libtorch; every command that needs it does this first
+    #[command(after_help = "Example:\n  cargo xtask setup --flavor cpu")]
+    Setup(SetupArgs),
+    /// Print what is found on this machine, what is wrong, and what mends it
+    #[command(after_help = "Example:\n  cargo xtask doctor")]
+    Doctor,
+    /// Fetch a data set into the cache and link it in datasets/
+    #[command(after_help = "Examples:\n  cargo xtask fetch cifar10\n  \
+                            cargo xtask fetch cifar10 --archive cifar-10-binary.tar.gz\n  \
+                            cargo xtask fetch cifar10 --dir ~/data/cifar-10-batches-bin")]
+    Fetch(FetchArgs),
+    /// Train one model; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask train --help\n  \
+                            cargo xtask train --model convmixer_reference --preset quick"
+    )]
+    Train(Passed),
+    /// Train every model of a preset and print the table of results
+    #[command(
+        after_help = "Examples:\n  cargo xtask train-all\n  cargo xtask train-all --preset quick --models convmixer"
+    )]
+    TrainAll(sweep::Sweep),
+    /// Evaluate trained weights; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask evaluate --help\n  \
+                            cargo xtask evaluate --weights results/runs/convmixer_reference--quick--s0/best.safetensors"
+    )]
+    Evaluate(Passed),
+    /// List the models; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask list\n  cargo xtask list 'convmixer*'"
+    )]
+    List(Passed),
+    /// Rebuild results.csv from the runs and print the table
+    #[command(after_help = "Example:\n  cargo xtask report --results results")]
+    Report {
+        /// Where the runs are [default: results/ in the workspace]
+        #[arg(long, value_name = "DIR")]
+        results: Option<PathBuf>,
+    },
+    /// Run every test of the workspace; further arguments are those of `cargo test`
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test -- --nocapture")]
+    Test(Passed),
+    /// Check formatting, lints, licences, dependencies and files
+    #[command(after_help = "Example:\n  cargo xtask check")]
+    Check,
+}
+
+#[derive(Args)]
+struct SetupArgs {
+    /// Which build of libtorch
+    #[arg(long, value_enum, default_value_t)]
+    flavor: FlavorChoice,
+    /// An upstream libtorch zip to use instead of the wheels: a file or an http(s) address
+    #[arg(long, value_name = "FILE_OR_URL", requires = "sha256")]
+    archive: Option<String>,
+    /// Checksum of the archive
+    #[arg(long, value_name = "HEX", requires = "archive", value_parser = sha256)]
+    sha256: Option<String>,
+}
+
+#[derive(Args)]
+struct FetchArgs {
+    /// Which data set
+    #[arg(value_enum)]
+    dataset: Dataset,
+    /// The archive, downloaded already
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "dir"])]
+    archive: Option<PathBuf>,
+    /// A mirror of the archive
+    #[arg(long, conflicts_with = "dir")]
+    url: Option<String>,
+    /// A directory with the unpacked binary files, to be linked where it is
+    #[arg(long, conflicts_with = "sha256")]
+    dir: Option<PathBuf>,
+    /// Checksum of an archive that is not the official one
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    sha256: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Dataset {
+    Digits,
+    Cifar10,
+    Cifar100,
+}
+
+/// Arguments that go to another program as they are. They are accepted here, and taken from the
+/// process by [`passed`], because the parser drops a `--` among them.
+#[derive(Args)]
+struct Passed {
+    /// Arguments of the program that is run
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+/// What follows the name of the command.
+fn passed() -> Vec<OsString> {
+    std::env::args_os().skip(2).collect()
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let valid = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if valid { Ok(text.to_ascii_lowercase()) } else { Err("a SHA-256 is 64 hexadecimal digits".to_owned()) }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // Some libraries spread one message over several lines.
+            let text = format!("{error:#}");
+            let line =
+                text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+            note(format!("error: {line}"));
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Runs one command and returns the exit code.
+fn run(task: Task) -> Result<u8> {
+    let place = Place::from_env()?;
+    match task {
+        Task::Setup(args) => {
+            let archive =
+                args.archive.zip(args.sha256).map(|(source, sha256)| ArchiveChoice { source, sha256 });
+            let tree = libtorch::ensure(&place, args.flavor, archive.as_ref())?;
+            say(format!(
+                "libtorch {} ({}) is ready: {}",
+                libtorch::VERSION,
+                tree.flavor.as_str(),
+                tree.dir.display()
+            ));
+            Ok(0)
+        }
+        Task::Doctor => doctor::doctor(&place),
+        Task::Fetch(args) => fetch(&place, args),
+        Task::Train(_) => in_trainer(&place, "train"),
+        Task::Evaluate(_) => in_trainer(&place, "evaluate"),
+        Task::List(_) => in_trainer(&place, "list"),
+        Task::TrainAll(args) => sweep::train_all(&place, &args),
+        Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
+        Task::Test(_) => {
+            libtorch::ensure(&place, FlavorChoice::Auto, None)?;
+            process::run(cargo(&place).args(["test", "--release", "--workspace"]).args(passed()))
+        }
+        Task::Check => check::check(&place),
+    }
+}
+
+fn in_trainer(place: &Place, command: &str) -> Result<u8> {
+    libtorch::ensure(place, FlavorChoice::Auto, None)?;
+    process::become_trainer(place, command, &passed())
+}
+
+fn fetch(place: &Place, args: FetchArgs) -> Result<u8> {
+    let source = Source { archive: args.archive, url: args.url, dir: args.dir, sha256: args.sha256 };
+    let layout = match args.dataset {
+        Dataset::Cifar10 => &CIFAR10,
+        Dataset::Cifar100 => &CIFAR100,
+        Dataset::Digits => {
+            say("digits come with the project, in datasets/digits: there is nothing to fetch");
+            return Ok(0);
+        }
+    };
+    datasets::fetch(place, layout, &source)?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_shows_an_example() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("cargo xtask"), "{} has no example", command.get_name());
+        }
+    }
+}

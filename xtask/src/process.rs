@@ -1,0 +1,168 @@
+//! Where things are, how this program speaks, and how it starts others.
+
+use std::fmt::Display;
+#[cfg(not(test))]
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// The two directories everything is relative to.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// The workspace.
+    pub(crate) root: PathBuf,
+    /// Downloads and unpacked libraries, shared by all clones.
+    pub(crate) cache: PathBuf,
+}
+
+impl Place {
+    pub(crate) fn from_env() -> Result<Self> {
+        // `cargo run` names the package directory, so a moved clone is found without a rebuild.
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+        let package = PathBuf::from(package);
+        let root = package.parent().context("the xtask package has no directory above it")?.to_path_buf();
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let cache = match (set("COMPACT_VISION_CACHE"), set("XDG_CACHE_HOME"), set("HOME")) {
+            (Some(cache), ..) => cache,
+            (_, Some(xdg), _) if xdg.is_absolute() => xdg.join("compact-vision"),
+            (_, _, Some(home)) => home.join(".cache/compact-vision"),
+            _ => bail!("no place for downloads: set HOME, or COMPACT_VISION_CACHE to a directory"),
+        };
+        // Links into the cache must hold from anywhere.
+        let cache = std::path::absolute(&cache).with_context(|| format!("the cache {}", cache.display()))?;
+        Ok(Self { root, cache })
+    }
+
+    pub(crate) fn libtorch_link(&self) -> PathBuf {
+        self.root.join(".libtorch")
+    }
+
+    pub(crate) fn trainer(&self) -> PathBuf {
+        target_directory(&self.root).join("release/trainer")
+    }
+}
+
+fn target_directory(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
+/// A mistake in the command line: the exit code is 2.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Prints a result on stdout. A reader that stopped listening (`| head`) is no error.
+pub(crate) fn say(text: impl Display) {
+    #[cfg(test)]
+    return println!("{text}"); // which the test harness captures
+    #[cfg(not(test))]
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints news about progress on stderr, so that stdout stays what was asked for.
+pub(crate) fn note(text: impl Display) {
+    #[cfg(test)]
+    return eprintln!("{text}");
+    #[cfg(not(test))]
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The cargo that runs this program, or the one in PATH, in the environment a plain shell would
+/// give it: a LIBTORCH that came out of .cargo/config.toml is left for cargo to set again.
+pub(crate) fn cargo(place: &Place) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.current_dir(&place.root);
+    if user_libtorch(place).is_none() {
+        command.env_remove("LIBTORCH");
+    }
+    command
+}
+
+/// The LIBTORCH the user set, as opposed to the one out of .cargo/config.toml.
+pub(crate) fn user_libtorch(place: &Place) -> Option<PathBuf> {
+    let value = PathBuf::from(std::env::var_os("LIBTORCH").filter(|value| !value.is_empty())?);
+    let same_place = match (value.parent().map(Path::canonicalize), place.root.canonicalize()) {
+        (Some(Ok(parent)), Ok(root)) => parent == root,
+        _ => false,
+    };
+    let configured = same_place && value.file_name() == Some(".libtorch".as_ref());
+    (!configured).then_some(value)
+}
+
+/// The Python whose pip is used: that of an active virtual environment, or python3.
+pub(crate) fn python() -> PathBuf {
+    match std::env::var_os("VIRTUAL_ENV").map(|env| PathBuf::from(env).join("bin/python")) {
+        Some(python) if python.exists() => python,
+        _ => "python3".into(),
+    }
+}
+
+/// Runs a child on our own terminal and returns the exit code to end with.
+pub(crate) fn run(command: &mut Command) -> Result<u8> {
+    Ok(exit_code(command.status().with_context(|| cannot_start(command))?))
+}
+
+/// A child's stdout, trimmed; `None` when it cannot be started or fails.
+pub(crate) fn output(command: &mut Command) -> Option<String> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+pub(crate) fn cannot_start(command: &Command) -> String {
+    format!("cannot start {}", command.get_program().display())
+}
+
+/// The child's exit code; like a shell, 128 + the number for a signal.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(1),
+        (None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(1),
+        (None, None) => 1,
+    }
+}
+
+/// How a child ended, in words.
+pub(crate) fn ending(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (_, Some(signal)) => format!("was killed by signal {signal}"),
+        (Some(code), None) => format!("ended with exit code {code}"),
+        (None, None) => "ended in an unknown way".to_owned(),
+    }
+}
+
+/// Builds the trainer in release mode. All members are resolved together, as the tests are, so
+/// that one set of compiled dependencies serves both.
+pub(crate) fn build_trainer(place: &Place) -> Result<u8> {
+    let mut command = cargo(place);
+    command.args(["build", "--release", "--workspace", "--bin", "trainer"]);
+    if place.trainer().exists() {
+        command.arg("--quiet");
+    } else {
+        note("building the trainer; the first time takes some minutes");
+    }
+    run(&mut command)
+}
+
+/// Becomes the trainer: its exit code and its handling of Ctrl-C are then ours.
+pub(crate) fn become_trainer(place: &Place, command: &str, args: &[std::ffi::OsString]) -> Result<u8> {
+    use std::os::unix::process::CommandExt;
+    let code = build_trainer(place)?;
+    if code != 0 {
+        return Ok(code);
+    }
+    let mut trainer = Command::new(place.trainer());
+    trainer.arg(command).args(args);
+    let error = trainer.exec();
+    Err(error).with_context(|| cannot_start(&trainer))
+}

@@ -1,0 +1,295 @@
+//! The results table, rebuilt from the record every run leaves.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{CellAlignment, Table, presets};
+use run_record::{RECORD_FORMAT, ResultRow, RunRecord, STATUS_RUNNING, write_atomically};
+
+use crate::process::{note, say};
+
+/// What the runs of a results directory came to.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    /// Finished and failed runs, by model, preset and seed.
+    pub(crate) rows: Vec<ResultRow>,
+    /// Directories of runs that are under way, or were killed.
+    pub(crate) running: Vec<String>,
+    /// Records that cannot be read.
+    pub(crate) problems: Vec<String>,
+}
+
+/// `cargo xtask report`: writes results.csv and prints the table.
+pub(crate) fn report(results: &Path) -> Result<u8> {
+    if !results.is_dir() {
+        bail!(
+            "{} is no directory: `cargo xtask train-all` makes one, --results names another",
+            results.display()
+        );
+    }
+    let report = collect(results)?;
+    let csv = results.join("results.csv");
+    write_atomically(&csv, &to_csv(&report.rows)?)
+        .with_context(|| format!("cannot write {}", csv.display()))?;
+    say(table(&report.rows));
+    for run in &report.running {
+        say(format!(
+            "not in the table: {run} has not finished (it is running, or was killed: train it again)"
+        ));
+    }
+    say(format!("{} of {} runs written to {}", report.rows.len(), runs_in(&report), csv.display()));
+    for problem in &report.problems {
+        note(format!("error: {problem}"));
+    }
+    Ok(u8::from(!report.problems.is_empty()))
+}
+
+fn runs_in(report: &Report) -> usize {
+    report.rows.len() + report.running.len() + report.problems.len()
+}
+
+/// Reads every `runs/*/record.json`.
+pub(crate) fn collect(results: &Path) -> Result<Report> {
+    let mut report = Report::default();
+    let runs = results.join("runs");
+    if !runs.is_dir() {
+        return Ok(report);
+    }
+    for run in fs::read_dir(&runs).with_context(|| format!("cannot list {}", runs.display()))? {
+        let run = run.with_context(|| format!("cannot list {}", runs.display()))?;
+        let path = run.path().join("record.json");
+        if !path.exists() {
+            continue;
+        }
+        match read_record(&path) {
+            Ok(record) if record.result.status == STATUS_RUNNING => {
+                report.running.push(run.file_name().to_string_lossy().into_owned());
+            }
+            Ok(record) => report.rows.push(record.result),
+            Err(error) => report.problems.push(format!("{error:#}")),
+        }
+    }
+    let key = |row: &ResultRow| (row.model.clone(), row.preset.clone(), row.seed);
+    report.rows.sort_by_key(key);
+    report.running.sort();
+    report.problems.sort();
+    Ok(report)
+}
+
+/// Reads one record, and says so if a newer version of the project wrote it.
+pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
+    let reading = || format!("{} cannot be read", path.display());
+    let value: serde_json::Value =
+        serde_json::from_slice(&fs::read(path).with_context(reading)?).with_context(reading)?;
+    if let Some(format) = value.get("format").and_then(serde_json::Value::as_u64)
+        && format > u64::from(RECORD_FORMAT)
+    {
+        bail!(
+            "{}: format = {format} is newer than {RECORD_FORMAT}, the newest this version reads: update the project",
+            path.display()
+        );
+    }
+    serde_json::from_value(value).with_context(reading)
+}
+
+fn to_csv(rows: &[ResultRow]) -> Result<Vec<u8>> {
+    // The header is written by hand: without a row the writer would leave it out.
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    writer.write_record(ResultRow::HEADER)?;
+    for row in rows {
+        writer.serialize(row)?;
+    }
+    writer.into_inner().context("results.csv")
+}
+
+fn table(rows: &[ResultRow]) -> Table {
+    let header = [
+        "model",
+        "preset",
+        "dataset",
+        "seed",
+        "params",
+        "MACs",
+        "epochs",
+        "val top-1",
+        "test top-1",
+        "reference",
+        "delta",
+        "img/s",
+        "time",
+        "status",
+    ];
+    let percent = |value: Option<f64>| value.map_or(String::new(), |value| format!("{:.2} %", value * 100.0));
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    for row in rows {
+        table.add_row([
+            row.model.clone(),
+            row.preset.clone(),
+            row.dataset.clone(),
+            row.seed.to_string(),
+            scaled(row.params),
+            scaled(row.macs),
+            row.epochs.to_string(),
+            percent(row.val_top1),
+            percent(row.test_top1),
+            percent(row.reference_top1),
+            row.delta_top1.map_or(String::new(), |delta| format!("{:+.2}", delta * 100.0)),
+            row.images_per_second.map_or(String::new(), |speed| format!("{speed:.0}")),
+            row.train_seconds.map_or(String::new(), duration),
+            shortened(&row.status),
+        ]);
+    }
+    for index in 3..header.len() - 1 {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// 594,186 as `594.2 k`.
+fn scaled(n: u64) -> String {
+    let n = n as f64;
+    match n {
+        1e9.. => format!("{:.2} G", n / 1e9),
+        1e6.. => format!("{:.2} M", n / 1e6),
+        1e3.. => format!("{:.1} k", n / 1e3),
+        _ => n.to_string(),
+    }
+}
+
+/// Seconds as `1 h 02 min`, `3 min 05 s` or `12.3 s`.
+pub(crate) fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// One line of at most 60 characters; the whole text is in results.csv.
+fn shortened(status: &str) -> String {
+    let line = status.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.chars().count() <= 60 { line } else { line.chars().take(59).chain(['…']).collect() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn record(model: &str, preset: &str, seed: u64, status: &str) -> RunRecord {
+        let finished = status == run_record::STATUS_COMPLETE;
+        RunRecord {
+            format: RECORD_FORMAT,
+            result: ResultRow {
+                model: model.into(),
+                family: "family".into(),
+                preset: preset.into(),
+                dataset: "digits".into(),
+                image_size: 32,
+                seed,
+                epochs: 3,
+                batch_size: 64,
+                params: 594_186,
+                macs: 148_113_920,
+                best_epoch: finished.then_some(2),
+                val_top1: finished.then_some(0.95),
+                test_top1: finished.then_some(0.9612),
+                test_top5: None,
+                test_loss: None,
+                reference_top1: finished.then_some(0.97),
+                reference_top5: None,
+                delta_top1: finished.then_some(-0.0088),
+                train_seconds: finished.then_some(99.0),
+                images_per_second: finished.then_some(60.4),
+                peak_memory_mb: None,
+                device: "cpu".into(),
+                precision: "f32".into(),
+                threads: 2,
+                libtorch: "2.11.0".into(),
+                data_sha256: String::new(),
+                recipe_sha256: String::new(),
+                git_commit: String::new(),
+                started_at: "2026-01-01T00:00:00Z".into(),
+                status: status.into(),
+            },
+            weights_sha256: None,
+            command: Vec::new(),
+            trainer_version: "0.1.0".into(),
+            cpu: String::new(),
+        }
+    }
+
+    pub(crate) fn write_record(results: &Path, run: &str, record: &RunRecord) {
+        let dir = results.join("runs").join(run);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("record.json"), serde_json::to_vec(record).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn rows_are_sorted_failures_kept_and_unfinished_runs_left_out() {
+        let results = tempfile::tempdir().unwrap();
+        write_record(results.path(), "3", &record("b", "quick", 0, "failed: a reason, with a comma"));
+        write_record(results.path(), "2", &record("a", "quick", 10, "complete"));
+        write_record(results.path(), "1", &record("a", "quick", 9, "complete"));
+        write_record(results.path(), "4", &record("a", "best", 11, "complete"));
+        write_record(results.path(), "5", &record("c", "quick", 0, STATUS_RUNNING));
+        fs::create_dir_all(results.path().join("runs/without-record")).unwrap();
+        assert_eq!(report(results.path()).unwrap(), 0);
+
+        let text = fs::read_to_string(results.path().join("results.csv")).unwrap();
+        assert_eq!(text.lines().next().unwrap(), ResultRow::HEADER.join(","));
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let rows: Vec<ResultRow> = reader.deserialize().map(Result::unwrap).collect();
+        let keys: Vec<_> = rows.iter().map(|r| (r.model.as_str(), r.preset.as_str(), r.seed)).collect();
+        assert_eq!(keys, [("a", "best", 11), ("a", "quick", 9), ("a", "quick", 10), ("b", "quick", 0)]);
+        assert_eq!(rows[3].status, "failed: a reason, with a comma");
+        assert_eq!(rows[3].test_top1, None);
+
+        let shown = table(&rows).to_string();
+        assert!(
+            shown.contains("96.12 %") && shown.contains("-0.88") && shown.contains("1 min 39 s"),
+            "{shown}"
+        );
+        assert_eq!(collect(results.path()).unwrap().running, ["5"]);
+    }
+
+    #[test]
+    fn without_runs_there_still_is_a_header() {
+        let results = tempfile::tempdir().unwrap();
+        assert_eq!(report(results.path()).unwrap(), 0);
+        let text = fs::read_to_string(results.path().join("results.csv")).unwrap();
+        assert_eq!(text.trim_end(), ResultRow::HEADER.join(","));
+        assert!(report(&results.path().join("typo")).is_err());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_named_and_stops_no_other() {
+        let results = tempfile::tempdir().unwrap();
+        write_record(results.path(), "good", &record("a", "quick", 0, "complete"));
+        let mut newer = serde_json::to_value(record("b", "quick", 0, "complete")).unwrap();
+        newer["format"] = (RECORD_FORMAT + 1).into();
+        newer["new_field"] = true.into();
+        for (run, text) in [("newer", newer.to_string()), ("cut", "{\"format\": 1,".to_owned())] {
+            fs::create_dir_all(results.path().join("runs").join(run)).unwrap();
+            fs::write(results.path().join("runs").join(run).join("record.json"), text).unwrap();
+        }
+        assert_eq!(report(results.path()).unwrap(), 1);
+        let found = collect(results.path()).unwrap();
+        assert_eq!(found.rows.len(), 1);
+        assert!(found.problems[0].contains("cut/record.json"), "{:?}", found.problems);
+        assert!(found.problems[1].contains("newer/record.json: format = 2 is newer"), "{:?}", found.problems);
+    }
+
+    #[test]
+    fn numbers_are_shown_for_people() {
+        assert_eq!([scaled(999), scaled(594_186), scaled(148_113_920)], ["999", "594.2 k", "148.11 M"]);
+        assert_eq!(
+            [duration(12.34), duration(185.0), duration(3720.0)],
+            ["12.3 s", "3 min 05 s", "1 h 02 min"]
+        );
+    }
+}

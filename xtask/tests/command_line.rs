@@ -1,0 +1,115 @@
+//! The program as it is called: exit codes, and one line per error.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+
+/// xtask in a workspace and with a cache of its own, without anything of the user's.
+fn xtask(dir: &Path) -> Command {
+    let mut command = Command::cargo_bin("xtask").unwrap();
+    command
+        .current_dir(dir)
+        .env("CARGO_MANIFEST_DIR", dir.join("xtask"))
+        .env("COMPACT_VISION_CACHE", dir.join("cache"))
+        .env("RUST_BACKTRACE", "1")
+        .env_remove("LIBTORCH")
+        .env_remove("LIBTORCH_USE_PYTORCH");
+    command
+}
+
+fn workspace() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("recipes/quick")).unwrap();
+    dir
+}
+
+/// Runs it and returns the exit code and what it wrote on stderr.
+fn outcome(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn assert_one_error_line(stderr: &str) {
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert_eq!(lines.len(), 1, "{stderr}");
+    assert!(lines[0].starts_with("error: "), "{stderr}");
+}
+
+#[test]
+fn bad_usage_ends_with_2() {
+    let dir = workspace();
+    let hex = "0".repeat(64);
+    for args in [
+        &["no-such-command"][..],
+        &["fetch", "imagenet"],
+        &["setup", "--flavor", "rocm"],
+        &["setup", "--archive", "x.zip"],
+        &["setup", "--archive", "x.zip", "--sha256", "abc"],
+        &["fetch", "cifar10", "--dir", "d", "--sha256", &hex],
+    ] {
+        let (code, stderr) = outcome(xtask(dir.path()).args(args));
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+    }
+    let (code, stderr) = outcome(xtask(dir.path()).args(["train-all", "--preset", "quik"]));
+    assert_eq!(code, Some(2));
+    assert_one_error_line(&stderr);
+    assert!(stderr.contains("--preset quik is unknown; recipes/ has: quick"), "{stderr}");
+}
+
+#[test]
+fn other_failures_end_with_1_and_one_line() {
+    let dir = workspace();
+    let (code, stderr) = outcome(xtask(dir.path()).args(["report"]));
+    assert_eq!(code, Some(1));
+    assert_one_error_line(&stderr);
+    assert!(stderr.contains("results is no directory"), "{stderr}");
+
+    let (code, stderr) = outcome(xtask(dir.path()).args(["setup"]).env("LIBTORCH", dir.path()));
+    assert_eq!(code, Some(1));
+    assert_one_error_line(&stderr);
+    assert!(stderr.contains("LIBTORCH points to") && stderr.contains("is no libtorch directory"), "{stderr}");
+}
+
+#[test]
+fn a_python_that_is_missing_is_one_line_too() {
+    let dir = workspace();
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let mut command = xtask(dir.path());
+    command.args(["setup", "--flavor", "cpu"]).env("PATH", &empty).env_remove("VIRTUAL_ENV");
+    let (code, stderr) = outcome(&mut command);
+    assert_eq!(code, Some(1));
+    let last = stderr.lines().last().unwrap();
+    assert!(last.starts_with("error: ") && last.contains("python3"), "{stderr}");
+    assert!(!dir.path().join(".libtorch").exists());
+    // Nothing half-done is left beside the lock and the empty directory for entries.
+    assert_eq!(fs::read_dir(dir.path().join("cache/libtorch")).unwrap().count(), 0);
+}
+
+#[test]
+fn digits_need_no_fetching_and_help_shows_examples() {
+    let dir = workspace();
+    assert_eq!(outcome(xtask(dir.path()).args(["fetch", "digits"])).0, Some(0));
+    for command in ["setup", "doctor", "fetch", "train-all", "report", "test", "check"] {
+        let output = xtask(dir.path()).args([command, "--help"]).output().unwrap();
+        assert!(output.status.success());
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(&format!("cargo xtask {command}")), "{text}");
+    }
+}
+
+#[test]
+fn a_doctor_that_finds_something_wrong_names_the_command_and_ends_with_1() {
+    let dir = workspace();
+    let output = xtask(dir.path()).arg("doctor").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("PROBLEM  libtorch: not set up\n         mend it with: cargo xtask setup\n"),
+        "{text}"
+    );
+    assert!(!dir.path().join("cache").exists(), "looking changes nothing");
+}
