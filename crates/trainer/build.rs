@@ -11,7 +11,10 @@ fn main() -> Result<(), String> {
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
         .map(PathBuf::from)
         .ok_or("torch-sys did not say where libtorch is; run `cargo xtask setup`")?;
-    if let Some(version) = version(&lib).filter(|version| version != EXPECTED) {
+    let header = lib.join("../include/torch/headeronly/version.h");
+    println!("cargo::rerun-if-changed={}", header.display());
+    let version = version(&header).unwrap_or("of an unknown version".to_owned());
+    if version != EXPECTED {
         return Err(format!(
             "libtorch in {} is {version}, but tch 0.24 needs {EXPECTED}; run `cargo xtask setup`",
             lib.display()
@@ -30,9 +33,9 @@ fn main() -> Result<(), String> {
     Ok(())
 }
 
-/// The version the headers beside `lib` declare, or `None` where they cannot be read.
-fn version(lib: &Path) -> Option<String> {
-    let header = fs::read_to_string(lib.parent()?.join("include/torch/headeronly/version.h")).ok()?;
+/// The version a header of libtorch declares, or `None` where it does not say.
+fn version(header: &Path) -> Option<String> {
+    let header = fs::read_to_string(header).ok()?;
     let number = |name: &str| {
         let prefix = format!("#define TORCH_VERSION_{name} ");
         header.lines().find_map(|line| line.strip_prefix(&prefix).map(str::trim).map(str::to_owned))

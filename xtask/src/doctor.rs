@@ -34,7 +34,7 @@ fn bad(what: &'static str, found: impl Into<String>, mend: impl Into<String>) ->
 
 pub(crate) fn doctor(place: &Place) -> Result<u8> {
     let mut findings = vec![platform(), rust(), compiler()];
-    let tree = libtorch::linked(place);
+    let tree = libtorch::in_use(place);
     let flavor = tree.as_ref().ok().and_then(|tree| tree.as_ref()).map(|tree| tree.flavor);
     findings.push(pip(flavor.is_some()));
     findings.push(match &tree {
@@ -42,7 +42,10 @@ pub(crate) fn doctor(place: &Place) -> Result<u8> {
             good("libtorch", format!("{VERSION} ({}) at {}", tree.flavor.as_str(), tree.dir.display()))
         }
         Ok(None) => bad("libtorch", "not set up", "cargo xtask setup"),
-        Err(error) => bad("libtorch", format!("{error:#}"), "cargo xtask setup"),
+        Err(error) => {
+            let mend = "unset LIBTORCH and LIBTORCH_USE_PYTORCH if they are set, then cargo xtask setup";
+            bad("libtorch", format!("{error:#}"), mend)
+        }
     });
     findings.extend(cuda(&place.trainer(), flavor));
     findings.push(good("processor", processor()));

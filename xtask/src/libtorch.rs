@@ -45,9 +45,7 @@ impl FlavorChoice {
         match self {
             Self::Cpu => Flavor::Cpu,
             Self::Cuda => Flavor::Cuda,
-            Self::Auto if platform_here().is_some_and(|p| p.has_cuda()) && nvidia_driver().is_some() => {
-                Flavor::Cuda
-            }
+            Self::Auto if platform_here().is_some_and(|p| p.has_cuda()) && nvidia_device() => Flavor::Cuda,
             Self::Auto => Flavor::Cpu,
         }
     }
@@ -102,6 +100,16 @@ pub(crate) fn ensure(place: &Place, choice: FlavorChoice, archive: Option<&Archi
     let tree = inspect(&dir)?;
     link(place, &tree)?;
     Ok(tree)
+}
+
+/// The libtorch the next command would use, without providing one; `None` where one has to be.
+pub(crate) fn in_use(place: &Place) -> Result<Option<Tree>> {
+    match users_own(place)? {
+        Some((variable, dir)) => {
+            inspect(&dir).with_context(|| format!("{variable} points to {}", dir.display())).map(Some)
+        }
+        None => linked(place),
+    }
 }
 
 /// A libtorch the user named by a variable, and the variable.
@@ -164,7 +172,7 @@ fn link(place: &Place, tree: &Tree) -> Result<()> {
     replace_link(&link, &tree.dir)?;
     note(format!(".libtorch -> {} (libtorch {VERSION}, {})", tree.dir.display(), tree.flavor.as_str()));
     // torch-sys looks at the libraries when it is built, and again only when LIBTORCH changes.
-    if flavor_before.is_some_and(|before| before != tree.flavor) && place.root.join("target").is_dir() {
+    if flavor_before.is_some_and(|before| before != tree.flavor) && place.target().is_dir() {
         for profile in [&["--release"][..], &[]] {
             output(cargo(place).args(["clean", "--quiet", "--package", "torch-sys"]).args(profile));
         }
@@ -254,9 +262,17 @@ pub(crate) fn nvidia_driver() -> Option<String> {
     output(Command::new("nvidia-smi").args(query)).filter(|text| !text.is_empty())
 }
 
+/// Whether an NVIDIA GPU can be reached. A driver alone is not enough: inside a container it may be
+/// seen without any device.
+fn nvidia_device() -> bool {
+    let hidden = std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|list| matches!(list.as_str(), "" | "-1"));
+    let listed = || output(Command::new("nvidia-smi").arg("-L")).is_some_and(|list| list.contains("GPU 0"));
+    !hidden && (Path::new("/dev/nvidia0").exists() || listed())
+}
+
 /// Whether training would run on a GPU, judged before anything is set up.
 pub(crate) fn cuda_expected(place: &Place) -> bool {
-    if nvidia_driver().is_none() {
+    if !nvidia_device() {
         return false;
     }
     let own = users_own(place).ok().flatten().map(|(_, dir)| dir);

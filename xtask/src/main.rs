@@ -115,16 +115,16 @@ struct FetchArgs {
     #[arg(value_enum)]
     dataset: Dataset,
     /// The archive, downloaded already
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "dir"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "dir"], group = "given")]
     archive: Option<PathBuf>,
     /// A mirror of the archive
-    #[arg(long, conflicts_with = "dir")]
+    #[arg(long, conflicts_with = "dir", group = "given")]
     url: Option<String>,
     /// A directory with the unpacked binary files, to be linked where it is
     #[arg(long, conflicts_with = "sha256")]
     dir: Option<PathBuf>,
     /// Checksum of an archive that is not the official one
-    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    #[arg(long, value_name = "HEX", value_parser = sha256, requires = "given")]
     sha256: Option<String>,
 }
 
@@ -155,7 +155,19 @@ fn sha256(text: &str) -> Result<String, String> {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help goes where it belongs; a mistake becomes one line.
+        Err(help) if !help.use_stderr() => {
+            say(help.render().to_string().trim_end());
+            return ExitCode::SUCCESS;
+        }
+        Err(mistake) => {
+            note(format!("error: {}", run_record::complaint(&mistake.render().to_string())));
+            return ExitCode::from(2);
+        }
+    };
+    match run(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Some libraries spread one message over several lines.
@@ -193,7 +205,9 @@ fn run(task: Task) -> Result<u8> {
         Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
         Task::Test(_) => {
             libtorch::ensure(&place, FlavorChoice::Auto, None)?;
-            process::run(cargo(&place).args(["test", "--release", "--workspace"]).args(passed()))
+            let mut tests = cargo(&place);
+            place.find_libraries(&mut tests);
+            process::run_cargo(tests.args(["test", "--release", "--workspace"]).args(passed()))
         }
         Task::Check => check::check(&place),
     }

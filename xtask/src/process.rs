@@ -39,13 +39,36 @@ impl Place {
         self.root.join(".libtorch")
     }
 
-    pub(crate) fn trainer(&self) -> PathBuf {
-        target_directory(&self.root).join("release/trainer")
+    /// Where cargo builds; a relative CARGO_TARGET_DIR counts from the workspace, where cargo runs.
+    pub(crate) fn target(&self) -> PathBuf {
+        self.root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into()))
     }
-}
 
-fn target_directory(root: &Path) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+    pub(crate) fn trainer(&self) -> PathBuf {
+        self.target().join("release/trainer")
+    }
+
+    /// The trainer, ready for its arguments.
+    pub(crate) fn trainer_command(&self) -> Command {
+        let mut command = Command::new(self.trainer());
+        self.find_libraries(&mut command);
+        command
+    }
+
+    /// The search paths in the binaries hold for target/ in the workspace; binaries built
+    /// elsewhere are told where libtorch is.
+    pub(crate) fn find_libraries(&self, command: &mut Command) {
+        if std::env::var_os("CARGO_TARGET_DIR").is_none() {
+            return;
+        }
+        let variable =
+            if cfg!(target_os = "macos") { "DYLD_FALLBACK_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+        let mut paths = vec![self.libtorch_link().join("lib")];
+        paths.extend(std::env::var_os(variable).iter().flat_map(std::env::split_paths));
+        if let Ok(joined) = std::env::join_paths(paths) {
+            command.env(variable, joined);
+        }
+    }
 }
 
 /// A mistake in the command line: the exit code is 2.
@@ -106,9 +129,11 @@ pub(crate) fn python() -> PathBuf {
     }
 }
 
-/// Runs a child on our own terminal and returns the exit code to end with.
-pub(crate) fn run(command: &mut Command) -> Result<u8> {
-    Ok(exit_code(command.status().with_context(|| cannot_start(command))?))
+/// Runs cargo on our own terminal and returns the exit code to end with: 1 for any failure cargo
+/// reports, which has codes of its own for them.
+pub(crate) fn run_cargo(command: &mut Command) -> Result<u8> {
+    let status = command.status().with_context(|| cannot_start(command))?;
+    Ok(if status.code().is_some() { u8::from(!status.success()) } else { exit_code(status) })
 }
 
 /// A child's stdout, trimmed; `None` when it cannot be started or fails.
@@ -151,7 +176,7 @@ pub(crate) fn build_trainer(place: &Place) -> Result<u8> {
     } else {
         note("building the trainer; the first time takes some minutes");
     }
-    run(&mut command)
+    run_cargo(&mut command)
 }
 
 /// Becomes the trainer: its exit code and its handling of Ctrl-C are then ours.
@@ -161,7 +186,7 @@ pub(crate) fn become_trainer(place: &Place, command: &str, args: &[std::ffi::OsS
     if code != 0 {
         return Ok(code);
     }
-    let mut trainer = Command::new(place.trainer());
+    let mut trainer = place.trainer_command();
     trainer.arg(command).args(args);
     let error = trainer.exec();
     Err(error).with_context(|| cannot_start(&trainer))

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets};
-use run_record::{RECORD_FORMAT, ResultRow, RunRecord, STATUS_RUNNING, write_atomically};
+use run_record::{ResultRow, RunRecord, STATUS_RUNNING, duration, write_atomically};
 
 use crate::process::{note, say};
 
@@ -77,20 +77,10 @@ pub(crate) fn collect(results: &Path) -> Result<Report> {
     Ok(report)
 }
 
-/// Reads one record, and says so if a newer version of the project wrote it.
+/// Reads one record.
 pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
-    let reading = || format!("{} cannot be read", path.display());
-    let value: serde_json::Value =
-        serde_json::from_slice(&fs::read(path).with_context(reading)?).with_context(reading)?;
-    if let Some(format) = value.get("format").and_then(serde_json::Value::as_u64)
-        && format > u64::from(RECORD_FORMAT)
-    {
-        bail!(
-            "{}: format = {format} is newer than {RECORD_FORMAT}, the newest this version reads: update the project",
-            path.display()
-        );
-    }
-    serde_json::from_value(value).with_context(reading)
+    let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    RunRecord::parse(&text).map_err(|problem| anyhow!("{}: {problem}", path.display()))
 }
 
 fn to_csv(rows: &[ResultRow]) -> Result<Vec<u8>> {
@@ -160,16 +150,6 @@ fn scaled(n: u64) -> String {
     }
 }
 
-/// Seconds as `1 h 02 min`, `3 min 05 s` or `12.3 s`.
-pub(crate) fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
-    }
-}
-
 /// One line of at most 60 characters; the whole text is in results.csv.
 fn shortened(status: &str) -> String {
     let line = status.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -179,6 +159,7 @@ fn shortened(status: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use run_record::RECORD_FORMAT;
 
     pub(crate) fn record(model: &str, preset: &str, seed: u64, status: &str) -> RunRecord {
         let finished = status == run_record::STATUS_COMPLETE;
@@ -287,9 +268,5 @@ pub(crate) mod tests {
     #[test]
     fn numbers_are_shown_for_people() {
         assert_eq!([scaled(999), scaled(594_186), scaled(148_113_920)], ["999", "594.2 k", "148.11 M"]);
-        assert_eq!(
-            [duration(12.34), duration(185.0), duration(3720.0)],
-            ["12.3 s", "3 min 05 s", "1 h 02 min"]
-        );
     }
 }

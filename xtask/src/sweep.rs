@@ -1,6 +1,6 @@
 //! `train-all`: one training run per recipe of a preset, then the table.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use run_record::{DatasetName, Recipe, STATUS_COMPLETE, STATUS_RUNNING, write_atomically};
+use run_record::{DatasetName, Recipe, STATUS_COMPLETE, STATUS_RUNNING, duration, write_atomically};
 
 use crate::datasets::{self, CIFAR10, CIFAR100, Source};
 use crate::libtorch::{self, FlavorChoice};
 use crate::process::{Place, Usage, build_trainer, cannot_start, ending, exit_code, note, say};
-use crate::report::{self, duration, read_record};
+use crate::report::{self, read_record};
 
 /// What 128 + SIGINT is to a shell.
 const INTERRUPTED: u8 = 130;
@@ -52,18 +52,18 @@ struct Named {
 
 pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
     let start = Instant::now();
+    let on_cpu = sweep.device.as_deref() == Some("cpu");
+    let chosen_for_cuda = sweep.preset.is_none() && !on_cpu && libtorch::cuda_expected(place);
     let (preset, why) = match &sweep.preset {
-        Some(preset) => (preset.clone(), String::new()),
-        None if libtorch::cuda_expected(place) => (
-            "reference".to_owned(),
-            " (a CUDA device is usable; --preset quick for the short one)".to_owned(),
-        ),
-        None => {
-            let why = " (no CUDA device is usable; --preset reference for the published recipes)";
-            ("quick".to_owned(), why.to_owned())
+        Some(preset) => (preset.as_str(), ""),
+        None if chosen_for_cuda => {
+            ("reference", " (a CUDA device is there; --preset quick for the short one)")
         }
+        None => ("quick", " (for the processor; --preset reference for the published recipes)"),
     };
-    let recipes = select(recipes_of(&place.root, &preset)?, &sweep.models)?;
+    // Hours on the processor are not what was forecast: a device that turns out unusable is an error.
+    let device = sweep.device.as_deref().or(chosen_for_cuda.then_some("cuda:0"));
+    let recipes = select(recipes_of(&place.root, preset)?, &sweep.models)?;
     note(format!("preset {preset}{why}: {}", forecast(&recipes)));
 
     libtorch::ensure(place, FlavorChoice::Auto, None)?;
@@ -86,7 +86,7 @@ pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
         let model = &named.recipe.model.name;
         note(format!("[{}/{}] {model}", index + 1, recipes.len()));
         let run = results.join("runs").join(format!("{model}--{preset}--s{}", sweep.seed));
-        let code = match train(&place.trainer(), sweep, &preset, model, &run) {
+        let code = match train(place.trainer_command(), sweep, device, preset, model, &run) {
             Ok(code) => code,
             Err(error) => {
                 note(format!("error: {model}: {error:#}"));
@@ -107,13 +107,19 @@ pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
 
 /// Trains one model and sees to it that its record tells how that ended. Returns 0, 2 for bad
 /// usage, 130 after Ctrl-C, 1 for any other failure.
-fn train(trainer: &Path, sweep: &Sweep, preset: &str, model: &str, run: &Path) -> Result<u8> {
-    let mut command = Command::new(trainer);
+fn train(
+    mut command: Command,
+    sweep: &Sweep,
+    device: Option<&str>,
+    preset: &str,
+    model: &str,
+    run: &Path,
+) -> Result<u8> {
     command.args(["train", "--model", model, "--preset", preset, "--seed", &sweep.seed.to_string()]);
     if let Some(dir) = &sweep.data_dir {
         command.arg("--data-dir").arg(dir);
     }
-    if let Some(device) = &sweep.device {
+    if let Some(device) = device {
         command.args(["--device", device]);
     }
     if sweep.fresh {
@@ -144,8 +150,10 @@ fn settle(run: &Path, status: ExitStatus) -> Result<Option<String>> {
         return Ok(None);
     }
     let mut record = read_record(&path)?;
-    // After a usage error nothing was started: the record is that of an earlier run.
-    if record.result.status == STATUS_RUNNING && !matches!(status.code(), Some(0 | 2)) {
+    // After a usage error nothing was started: the record is that of an earlier run. And a run that
+    // another trainer holds the lock of is that one's to settle.
+    let held = File::open(run.join("run.lock")).is_ok_and(|lock| lock.try_lock().is_err());
+    if record.result.status == STATUS_RUNNING && !held && !matches!(status.code(), Some(0 | 2)) {
         record.result.status = format!("failed: the trainer {}", ending(status));
         let text = serde_json::to_vec_pretty(&record)?;
         write_atomically(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -200,11 +208,7 @@ fn recipes_of(root: &Path, preset: &str) -> Result<Vec<Named>> {
 
 fn read_recipe(path: &Path) -> Result<Named> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let recipe: Recipe = toml::from_str(&text).map_err(|error| {
-        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        anyhow!("{}, line {}: {}", path.display(), before.lines().count().max(1), error.message())
-    })?;
-    recipe.validate().with_context(|| path.display().to_string())?;
+    let recipe = Recipe::parse(&text).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Named { stem, recipe })
 }
@@ -310,7 +314,7 @@ cpu_minutes = 1.5
         let path = root.path().join("recipes/quick/b.toml");
         fs::write(&path, RECIPE.replace("flip = false", "flip = 3")).unwrap();
         let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
-        assert!(error.contains("quick/b.toml, line 7: ") && !error.contains('\n'), "{error}");
+        assert!(error.contains("quick/b.toml: line 7: ") && !error.contains('\n'), "{error}");
         fs::write(&path, RECIPE.replace("epochs = 1", "epochs = 0")).unwrap();
         let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
         assert!(error.contains("quick/b.toml: train.epochs = 0"), "{error}");
@@ -326,7 +330,7 @@ cpu_minutes = 1.5
         let trainer = dir.path().join("trainer");
         fs::write(&trainer, format!("#!/bin/sh\n{end}\n")).unwrap();
         fs::set_permissions(&trainer, fs::Permissions::from_mode(0o755)).unwrap();
-        let code = train(&trainer, &Sweep::default(), "quick", "a", &run);
+        let code = train(Command::new(&trainer), &Sweep::default(), None, "quick", "a", &run);
         (code, read_record(&run.join("record.json")).ok().map(|record| record.result.status))
     }
 
@@ -341,6 +345,19 @@ cpu_minutes = 1.5
         let (code, status) = trained(STATUS_RUNNING, "kill -2 $$");
         assert_eq!(code.unwrap(), INTERRUPTED);
         assert_eq!(status.unwrap(), "failed: the trainer was killed by signal 2");
+    }
+
+    #[test]
+    fn a_run_another_trainer_is_busy_with_is_left_to_it() {
+        let results = tempfile::tempdir().unwrap();
+        write_record(results.path(), "run", &record("a", "quick", 0, STATUS_RUNNING));
+        let run = results.path().join("runs/run");
+        let lock = File::create(run.join("run.lock")).unwrap();
+        lock.lock().unwrap();
+        let refused = Command::new("false").status().unwrap();
+        assert_eq!(settle(&run, refused).unwrap().as_deref(), Some(STATUS_RUNNING));
+        drop(lock);
+        assert!(settle(&run, refused).unwrap().is_some_and(|status| status.starts_with("failed: ")));
     }
 
     #[test]

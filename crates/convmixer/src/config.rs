@@ -59,33 +59,6 @@ impl ConvMixerConfig {
             init: InitScheme::Torch,
         }
     }
-
-    fn validate(&self) -> Result<(), ConfigError> {
-        let sizes = [
-            ("embed_dim", self.embed_dim, 65_536),
-            ("depth", self.depth, 1_024),
-            ("kernel_size", self.kernel_size, 255),
-            ("patch_size", self.patch_size, 1_024),
-            ("image_size", self.image_size, 16_384),
-            ("num_classes", self.num_classes, 1_000_000),
-        ];
-        for (field, value, most) in sizes {
-            if !(1..=most).contains(&value) {
-                return Err(field_error(field, value, format!("1 to {most}")));
-            }
-        }
-        if self.patch_size > self.image_size {
-            let expected = format!("at most image_size, {}", self.image_size);
-            return Err(field_error("patch_size", self.patch_size, expected));
-        }
-        if !(self.bn_momentum > 0.0 && self.bn_momentum <= 1.0) {
-            return Err(field_error("bn_momentum", self.bn_momentum, "above 0, at most 1"));
-        }
-        if !(self.bn_eps > 0.0 && self.bn_eps < 1.0) {
-            return Err(field_error("bn_eps", self.bn_eps, "above 0, below 1"));
-        }
-        Ok(())
-    }
 }
 
 impl ModelConfig for ConvMixerConfig {
@@ -122,16 +95,35 @@ impl ModelConfig for ConvMixerConfig {
         self.image_size
     }
 
-    fn set_image_size(&mut self, pixels: i64) {
-        self.image_size = pixels;
-    }
-
     fn num_classes(&self) -> i64 {
         self.num_classes
     }
 
-    fn set_num_classes(&mut self, classes: i64) {
-        self.num_classes = classes;
+    fn validate(&self) -> Result<(), ConfigError> {
+        let sizes = [
+            ("embed_dim", self.embed_dim, 65_536),
+            ("depth", self.depth, 1_024),
+            ("kernel_size", self.kernel_size, 255),
+            ("patch_size", self.patch_size, 1_024),
+            ("image_size", self.image_size, 16_384),
+            ("num_classes", self.num_classes, 1_000_000),
+        ];
+        for (field, value, most) in sizes {
+            if !(1..=most).contains(&value) {
+                return Err(field_error(field, value, format!("1 to {most}")));
+            }
+        }
+        if self.patch_size > self.image_size {
+            let expected = format!("at most image_size, {}", self.image_size);
+            return Err(field_error("patch_size", self.patch_size, expected));
+        }
+        if !(self.bn_momentum > 0.0 && self.bn_momentum <= 1.0) {
+            return Err(field_error("bn_momentum", self.bn_momentum, "above 0, at most 1"));
+        }
+        if !(self.bn_eps > 0.0 && self.bn_eps < 1.0) {
+            return Err(field_error("bn_eps", self.bn_eps, "above 0, below 1"));
+        }
+        Ok(())
     }
 
     fn param_count(&self) -> u64 {
@@ -208,7 +200,7 @@ mod tests {
         for (name, params) in cases {
             let variant = ConvMixerConfig::VARIANTS.iter().find(|v| v.name == name).unwrap();
             let mut config = (variant.config)();
-            config.set_num_classes(10);
+            config.num_classes = 10;
             assert_eq!(config.param_count(), params, "{name}");
         }
     }

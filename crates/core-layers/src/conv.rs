@@ -88,7 +88,8 @@ impl Conv2d {
         match self.padding {
             Padding::Symmetric(pad) => self.convolve(images, [pad, pad]),
             Padding::Same => {
-                let (_, _, height, width) = sizes(images);
+                let size = images.size();
+                let (height, width) = (size[2], size[3]);
                 let (top, bottom) = same_padding(height, kernel, self.stride);
                 let (left, right) = same_padding(width, kernel, self.stride);
                 if top == bottom && left == right {
@@ -104,11 +105,6 @@ impl Conv2d {
         let stride = [self.stride, self.stride];
         images.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups)
     }
-}
-
-fn sizes(images: &Tensor) -> (i64, i64, i64, i64) {
-    let size = images.size();
-    (size[0], size[1], size[2], size[3])
 }
 
 #[cfg(test)]

@@ -50,20 +50,20 @@ pub trait ModelConfig: Clone + Serialize + DeserializeOwned + 'static {
     /// Side of the square images the variant is made for, in pixels.
     fn image_size(&self) -> i64;
 
-    /// Sets the image size where the network depends on it.
-    fn set_image_size(&mut self, pixels: i64);
-
     /// Number of logits.
     fn num_classes(&self) -> i64;
 
-    /// Sets the number of logits.
-    fn set_num_classes(&mut self, classes: i64);
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field out of its range, with the range.
+    fn validate(&self) -> Result<(), ConfigError>;
 
-    /// Trainable parameters, counted from the configuration without building the network.
+    /// Trainable parameters of a valid configuration, counted without building the network.
     fn param_count(&self) -> u64;
 
     /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image
-    /// of [`Self::image_size`], attention products included.
+    /// of [`Self::image_size`], attention products included, for a valid configuration.
     fn macs(&self) -> u64;
 
     /// Builds the network with freshly drawn parameters under `vs`.
@@ -105,8 +105,7 @@ fn first_line(error: &TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// A product of configuration fields as a count. Fields are checked to be positive and bounded
-/// before they get here; a product past u64 saturates rather than wraps.
+/// A product of the fields of a valid configuration as a count; one past u64 saturates.
 pub fn count(factors: &[i64]) -> u64 {
     factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(u64::try_from(factor).unwrap_or(0)))
 }

@@ -4,7 +4,7 @@
 //! and compare logits: no files change hands. The generator is FNV-1a over the name and
 //! SplitMix64 over the element's index.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// What a tensor is for, which decides the range of its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ fn from_uniform(name: &str, shape: &[i64], value: impl Fn(f64) -> f64) -> Tensor
     let count: i64 = shape.iter().product();
     let hash = fnv1a(name);
     let values: Vec<f32> = (0..count).map(|i| value(uniform(hash, i as u64)) as f32).collect();
-    Tensor::from_slice(&values).reshape(shape).to_kind(Kind::Float).to_device(Device::Cpu)
+    Tensor::from_slice(&values).reshape(shape)
 }
 
 fn fnv1a(name: &str) -> u32 {

@@ -5,17 +5,21 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+/// How the name of a half-written file ends.
+const PARTIAL: &str = ".partial";
+
 /// Replaces the file at `path` by `bytes`: writes beside it, flushes to the disk, renames.
 ///
-/// When any step fails (a full disk, a read-only directory) the old file is untouched and the
-/// half-written one is removed.
+/// When writing or renaming fails (a full disk, a read-only directory) the old file is untouched
+/// and the half-written one is removed. A process that is killed in between leaves a file that
+/// [`remove_partial_files`] knows.
 ///
 /// # Errors
 /// Whatever the file system answers; the message does not name the path, so add it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = OsString::from(".");
     name.push(path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?);
-    name.push(format!(".{}.partial", std::process::id()));
+    name.push(format!(".{}{PARTIAL}", std::process::id()));
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -29,6 +33,22 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     // The rename itself is durable only once its directory is.
     File::open(directory)?.sync_all()
+}
+
+/// Removes what killed processes left half-written in `directory`; only for who holds its lock.
+///
+/// # Errors
+/// Whatever the file system answers.
+pub fn remove_partial_files(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(PARTIAL) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn write_and_flush(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -54,6 +74,9 @@ mod tests {
         let occupied = directory.join("occupied");
         fs::create_dir_all(occupied.join("inside")).unwrap();
         assert!(write_atomically(&occupied, b"third").is_err());
+        // A killed process cannot clean up behind itself.
+        fs::write(directory.join(".history.csv.1.partial"), "half").unwrap();
+        remove_partial_files(&directory).unwrap();
         let mut names: Vec<_> =
             fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();

@@ -12,10 +12,12 @@
 mod disk;
 mod recipe;
 mod record;
+mod words;
 
-pub use disk::write_atomically;
+pub use disk::{remove_partial_files, write_atomically};
 pub use recipe::{
     DataRecipe, DatasetName, Estimate, FieldValue, ModelChoice, Normalize, OptimizerName, OptimizerRecipe,
     Recipe, RecipeError, Reference, TrainRecipe, ValidationFrom,
 };
 pub use record::{EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};
+pub use words::{complaint, duration};

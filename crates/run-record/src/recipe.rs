@@ -267,6 +267,22 @@ pub struct RecipeError {
 }
 
 impl Recipe {
+    /// Reads a recipe and checks its ranges.
+    ///
+    /// # Errors
+    /// What is wrong, in one line that names the line of the text or the key.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let recipe: Self = toml::from_str(text).map_err(|error| {
+            let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+            match error.span().and_then(|span| text.get(..span.start)) {
+                Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+                None => message,
+            }
+        })?;
+        recipe.validate().map_err(|error| error.to_string())?;
+        Ok(recipe)
+    }
+
     /// Checks every value that has a range. What depends on the data set's size or on the model
     /// is checked where those are known.
     ///
@@ -304,7 +320,17 @@ impl Recipe {
         let eps = optimizer.eps;
         check("optimizer.eps", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
         let decay = optimizer.weight_decay;
-        check("optimizer.weight_decay", decay, non_negative(decay), "a finite number, 0 or more")
+        check("optimizer.weight_decay", decay, non_negative(decay), "a finite number, 0 or more")?;
+        let Self { reference, estimate, .. } = self;
+        for (field, value) in [
+            ("reference.test_top1", reference.as_ref().and_then(|reference| reference.test_top1)),
+            ("reference.test_top5", reference.as_ref().and_then(|reference| reference.test_top5)),
+        ] {
+            let share = value.unwrap_or_default();
+            check(field, share, (0.0..=1.0).contains(&share), "a share from 0 to 1, not a percentage")?;
+        }
+        let minutes = estimate.as_ref().and_then(|estimate| estimate.cpu_minutes).unwrap_or_default();
+        check("estimate.cpu_minutes", minutes, non_negative(minutes), "a finite number, 0 or more")
     }
 
     /// The recipe without its published numbers and forecast: what decides the outcome of a run.
@@ -384,10 +410,24 @@ scale_decay_by_lr = false
     }
 
     #[test]
+    fn mistakes_in_a_text_are_named_with_their_line() {
+        assert_eq!(Recipe::parse(EXAMPLE), Ok(example()));
+        for (from, to, words) in [
+            // At the start of a line, and in the middle of one.
+            ("epochs = 10", "epoch = 10", "line 11: unknown field `epoch`"),
+            ("flip = true", "flip = 3", "line 7: invalid type: integer `3`"),
+            ("epochs = 10", "epochs = 0", "train.epochs = 0: 1 to 100000"),
+        ] {
+            let message = Recipe::parse(&EXAMPLE.replace(from, to)).unwrap_err();
+            assert!(message.starts_with(words) && !message.contains('\n'), "{message}");
+        }
+    }
+
+    #[test]
     fn values_out_of_range_are_named() {
         assert_eq!(example().validate(), Ok(()));
         type Spoil = fn(&mut Recipe);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 10] = [
             ("data.image_size", |r| r.data.image_size = 0),
             ("data.mean", |r| r.data.mean = Some([0.5; 3])),
             ("data.normalize", |r| r.data.normalize = Normalize::Fixed),
@@ -397,6 +437,10 @@ scale_decay_by_lr = false
             ("train.label_smoothing", |r| r.train.label_smoothing = 1.0),
             ("optimizer.lr", |r| r.optimizer.lr = f64::NAN),
             ("optimizer.weight_decay", |r| r.optimizer.weight_decay = -0.1),
+            ("reference.test_top1", |r| {
+                r.reference =
+                    Some(Reference { source: String::new(), test_top1: Some(82.71), test_top5: None });
+            }),
         ];
         for (field, spoil) in cases {
             let mut recipe = example();

@@ -161,6 +161,25 @@ pub struct RunRecord {
     pub cpu: String,
 }
 
+impl RunRecord {
+    /// Reads `record.json`.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        // Before anything else: a newer layout may have fields this version does not know.
+        if let Some(format) = value.get("format").and_then(serde_json::Value::as_u64)
+            && format > u64::from(RECORD_FORMAT)
+        {
+            return Err(format!(
+                "format = {format} is newer than {RECORD_FORMAT}, the newest this version reads: update the project"
+            ));
+        }
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,8 +240,10 @@ mod tests {
             cpu: "a processor".into(),
         };
         let text = serde_json::to_string(&record).unwrap();
-        assert_eq!(serde_json::from_str::<RunRecord>(&text).unwrap(), record);
+        assert_eq!(RunRecord::parse(&text).unwrap(), record);
         let spoiled = text.replacen("\"format\"", "\"formats\"", 1);
-        assert!(serde_json::from_str::<RunRecord>(&spoiled).unwrap_err().to_string().contains("formats"));
+        assert!(RunRecord::parse(&spoiled).unwrap_err().contains("formats"));
+        let newer = text.replacen("\"format\":1", "\"format\":2,\"another\":3", 1);
+        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 2 is newer"));
     }
 }

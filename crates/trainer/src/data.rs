@@ -23,6 +23,14 @@ pub fn load(name: DatasetName, root: &Path, data_dir: Option<&Path>) -> Result<D
     })
 }
 
+/// How many classes a data set has.
+pub fn class_count(name: DatasetName) -> i64 {
+    match name {
+        DatasetName::Digits | DatasetName::Cifar10 => 10,
+        DatasetName::Cifar100 => 100,
+    }
+}
+
 /// The parts of the training set by position: (train, validation).
 ///
 /// # Errors

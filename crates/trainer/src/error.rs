@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use core_layers::ConfigError;
 use data_cifar::DataError;
@@ -14,7 +15,7 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// The data set is missing or not what it should be.
-    #[error(transparent)]
+    #[error("{}", first_line(&.0.to_string()))]
     Data(#[from] DataError),
     /// The file system said no.
     #[error("{path}: {source}", path = path.display())]
@@ -69,14 +70,45 @@ impl From<ConfigError> for Error {
     }
 }
 
-/// What a panic of tch or of this program says, on one line.
+/// What a panic of tch or of this program says, on one line, and where it was.
 pub fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
     let message = panic.downcast_ref::<String>().map(String::as_str);
     let message = message.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    Error::Training(format!("stopped in the middle: {}", first_line(message)))
+    let place = PANIC_PLACE.lock().ok().and_then(|mut place| place.take());
+    let place = place.map_or(String::new(), |place| format!(" ({place})"));
+    Error::Training(format!("stopped in the middle: {}{place}", first_line(message)))
 }
 
-/// The first line of a libtorch message; the rest is a C++ stack.
+/// Where the last panic was, as `file:line`.
+static PANIC_PLACE: Mutex<Option<String>> = Mutex::new(None);
+
+/// Keeps panics from printing; [`from_panic`] tells what they were.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        if let (Some(location), Ok(mut place)) = (info.location(), PANIC_PLACE.lock()) {
+            *place = Some(format!("{}:{}", location.file(), location.line()));
+        }
+    }));
+}
+
+/// The telling line of a libtorch message: the first. The rest is a C++ stack. In the panics of
+/// tch the message is quoted, its line breaks written out.
 pub fn first_line(message: &str) -> &str {
-    message.lines().next().unwrap_or_default()
+    let message = message.split_once("Torch(\"").map_or(message, |(_, message)| message);
+    let message = message.lines().next().unwrap_or_default();
+    message.split("\\n").next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtorch_speaks_one_line() {
+        let cpp = "[enforce fail at alloc_cpu.cpp:127] data. not enough memory\nframe #0: c10::\nframe #1";
+        let want = "[enforce fail at alloc_cpu.cpp:127] data. not enough memory";
+        assert_eq!(first_line(cpp), want);
+        let panic = format!("called `Result::unwrap()` on an `Err` value: Torch({cpp:?})");
+        assert_eq!(first_line(&panic), want);
+    }
 }

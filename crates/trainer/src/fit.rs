@@ -71,16 +71,12 @@ pub fn fit(
         // The only place in an epoch that waits for the device.
         let train = sums.read();
         let train_seconds = started.elapsed().as_secs_f64();
-        if !train.loss.is_finite() {
-            return Err(Error::Training(format!(
-                "the training loss became {} in epoch {epoch}; lower optimizer.lr ({})",
-                train.loss, recipe.optimizer.lr
-            )));
-        }
+        require_finite("training", train.loss, epoch, recipe)?;
 
         let started = Instant::now();
         let batch_size = recipe.train.batch_size;
         let validation = evaluate(network, &job.validation, &job.presentation, batch_size, smoothing)?;
+        require_finite("validation", validation.loss, epoch, recipe)?;
         let best = validation.top1 > best_top1; // a tie keeps the earlier epoch
         best_top1 = best_top1.max(validation.top1);
         history.push(EpochStats {
@@ -101,6 +97,14 @@ pub fn fit(
         }
     }
     Ok(history)
+}
+
+fn require_finite(what: &str, loss: f64, epoch: u32, recipe: &Recipe) -> Result<(), Error> {
+    if loss.is_finite() {
+        return Ok(());
+    }
+    let lr = recipe.optimizer.lr;
+    Err(Error::Training(format!("the {what} loss became {loss} in epoch {epoch}; lower optimizer.lr ({lr})")))
 }
 
 /// The recipe's optimiser over every trainable tensor of `vs`.

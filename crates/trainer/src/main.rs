@@ -8,6 +8,7 @@ use data_cifar::{ChannelStats, DeviceSet};
 use tch::nn::VarStore;
 use trainer::data::{self, Part, Presentation};
 use trainer::evaluate::evaluate;
+use trainer::progress::say;
 use trainer::recipes;
 use trainer::registry::FAMILIES;
 use trainer::train::{Request, train};
@@ -114,14 +115,17 @@ struct ListArgs {
 
 fn main() -> ExitCode {
     // A panic is a bug or libtorch giving up; either is one line here, not a backtrace.
-    std::panic::set_hook(Box::new(|_| {}));
-    let outcome = std::panic::catch_unwind(|| {
-        let Cli { command } = Cli::parse();
-        match command {
-            Command::Train(args) => run_train(args),
-            Command::Evaluate(args) => run_evaluate(&args),
-            Command::List(args) => run_list(&args),
+    error::quiet_panics();
+    let outcome = std::panic::catch_unwind(|| match Cli::try_parse() {
+        Ok(Cli { command: Command::Train(args) }) => run_train(args),
+        Ok(Cli { command: Command::Evaluate(args) }) => run_evaluate(&args),
+        Ok(Cli { command: Command::List(args) }) => run_list(&args),
+        // Help and version go where they belong; a mistake becomes one line.
+        Err(help) if !help.use_stderr() => {
+            say(help.render().to_string().trim_end());
+            Ok(())
         }
+        Err(mistake) => Err(Error::Usage(run_record::complaint(&mistake.render().to_string()))),
     });
     let error = match outcome {
         Ok(Ok(())) => return ExitCode::SUCCESS,
@@ -162,6 +166,15 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
     weights::load(&vs, &args.weights)?;
 
     let dataset = data::load(recipe.dataset, &root, args.data_dir.as_deref())?;
+    if dataset.class_names != card.class_names {
+        return Err(Error::Weights {
+            path: args.weights.clone(),
+            problem: format!("trained on other classes than those of {}", dataset.name),
+        });
+    }
+    if dataset.sha256 != card.data_sha256 {
+        eprintln!("note: this is not the data the weights were trained on (SHA-256 {})", card.data_sha256);
+    }
     let (train, validation) = data::split(&recipe.data, dataset.train.len())?;
     let (labelled, range) = match args.split {
         Split::Train => (&dataset.train, train),
@@ -182,9 +195,9 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
             "top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss,
             "data_sha256": dataset.sha256, "epoch": card.epoch,
         });
-        println!("{report}");
+        say(&report.to_string());
     } else {
-        println!(
+        say(&format!(
             "{} (epoch {}) on {} {split} images of {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}",
             card.model,
             card.epoch,
@@ -193,7 +206,7 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
             100.0 * metrics.top1,
             100.0 * metrics.top5,
             metrics.loss,
-        );
+        ));
     }
     Ok(())
 }
@@ -212,18 +225,18 @@ fn run_list(args: &ListArgs) -> Result<(), Error> {
     if args.json {
         let json = serde_json::to_string_pretty(&variants)
             .map_err(|error| Error::Training(format!("the list cannot be written as JSON: {error}")))?;
-        println!("{json}");
+        say(&json);
         return Ok(());
     }
-    println!(
+    say(&format!(
         "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
         "model", "family", "params", "MACs", "image", "classes"
-    );
+    ));
     for v in variants {
-        println!(
+        say(&format!(
             "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
             v.model, v.family, v.params, v.macs, v.image_size, v.num_classes
-        );
+        ));
     }
     Ok(())
 }

@@ -1,15 +1,24 @@
-//! What a person sees while a run goes on: a bar on a terminal, a line per epoch everywhere.
+//! What a person sees while a run goes on: a bar on a terminal, a line per epoch everywhere and in
+//! the run's log.
 
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use run_record::EpochStats;
+use run_record::{EpochStats, duration};
+
+/// Prints a line of results. A reader that stopped listening (`| head`) is no reason to stop
+/// training.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
 
 /// The progress of one run.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
+    log: File,
     quiet: bool,
     epochs: u32,
     started: Instant,
@@ -17,7 +26,7 @@ pub struct Progress {
 
 impl Progress {
     /// For a run of `epochs` epochs over `images` training images each.
-    pub fn new(epochs: u32, images: usize, quiet: bool) -> Self {
+    pub fn new(epochs: u32, images: usize, quiet: bool, log: File) -> Self {
         let shown = !quiet && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(u64::from(epochs) * images as u64), target);
@@ -29,13 +38,16 @@ impl Progress {
             };
             bar.set_style(style.with_key("per_sec", per_second).progress_chars("█▌ "));
         }
-        Self { bar, quiet, epochs, started: Instant::now() }
+        Self { bar, log, quiet, epochs, started: Instant::now() }
     }
 
-    /// A line for the person, above the bar if there is one.
+    /// A line for the person, above the bar if there is one, and for the log.
     pub fn line(&self, text: &str) {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+        // The log repeats what the history and the record keep; a full disk is theirs to report.
+        let _ = writeln!(&self.log, "{now} {text}");
         if !self.quiet {
-            self.bar.suspend(|| println!("{text}"));
+            self.bar.suspend(|| say(text));
         }
     }
 
@@ -57,7 +69,7 @@ impl Progress {
             0 => String::new(),
             _ => {
                 let each = self.started.elapsed().as_secs_f64() / f64::from(stats.epoch);
-                format!("  ETA {}", duration(Duration::from_secs_f64(each * f64::from(left))))
+                format!("  ETA {}", duration(each * f64::from(left)))
             }
         };
         self.line(&format!(
@@ -77,26 +89,5 @@ impl Progress {
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
-    }
-}
-
-/// A duration as a person says it: `48 s`, `3 min 20 s`, `2 h 05 min`.
-pub fn duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_read_well() {
-        let say = |seconds| duration(Duration::from_secs(seconds));
-        assert_eq!([say(48), say(200), say(7500)], ["48 s", "3 min 20 s", "2 h 05 min"]);
     }
 }

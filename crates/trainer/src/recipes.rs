@@ -4,11 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use run_record::Recipe;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use crate::Error;
 use crate::registry;
+
+/// The preset of a run that follows no preset.
+const CUSTOM: &str = "custom";
 
 /// A recipe ready to run, with the label it goes by.
 #[derive(Debug, Clone)]
@@ -19,21 +23,22 @@ pub struct Resolved {
     pub preset: String,
 }
 
-/// The directory with `recipes/`: looked for from the current directory upwards, then from the
-/// program's own.
+/// The workspace: the directory with `recipes/` and the digits, looked for from the current
+/// directory upwards, then from the program's own.
 ///
 /// # Errors
 /// Where it was looked for.
 pub fn workspace_root() -> Result<PathBuf, Error> {
     let starts = [std::env::current_dir().ok(), std::env::current_exe().ok()];
+    let is_root = |dir: &&Path| dir.join("recipes").is_dir() && dir.join("datasets/digits").is_dir();
     for start in starts.iter().flatten() {
-        if let Some(root) = start.ancestors().find(|dir| dir.join("recipes").is_dir()) {
+        if let Some(root) = start.ancestors().find(is_root) {
             return Ok(root.to_owned());
         }
     }
     let looked: Vec<String> = starts.iter().flatten().map(|p| p.display().to_string()).collect();
     Err(Error::Usage(format!(
-        "no directory with recipes/ above {}; run inside the workspace",
+        "no directory with recipes/ and datasets/digits above {}; run inside the workspace",
         looked.join(" or ")
     )))
 }
@@ -56,7 +61,16 @@ pub fn from_preset(root: &Path, preset: &str, model: &str, sets: &[String]) -> R
             file.display()
         )));
     }
-    Ok(Resolved { recipe: read(&file, Some(model), sets)?, preset: preset.to_owned() })
+    let published = parse(&file)?;
+    let mut recipe = change(&published, Some(model), sets)?;
+    // A changed run is not the preset's, and the published numbers are of the published network.
+    let changed = !sets.is_empty() && published.without_commentary() != recipe.without_commentary();
+    if changed || recipe.model != published.model {
+        recipe.reference = None;
+        recipe.estimate = None;
+    }
+    let preset = if changed { CUSTOM } else { preset };
+    Ok(Resolved { recipe, preset: preset.to_owned() })
 }
 
 /// The recipe in a file of the user's, optionally with another network.
@@ -64,7 +78,7 @@ pub fn from_preset(root: &Path, preset: &str, model: &str, sets: &[String]) -> R
 /// # Errors
 /// A file that cannot be read, or a recipe that is wrong.
 pub fn from_file(file: &Path, model: Option<&str>, sets: &[String]) -> Result<Resolved, Error> {
-    Ok(Resolved { recipe: read(file, model, sets)?, preset: "custom".to_owned() })
+    Ok(Resolved { recipe: change(&parse(file)?, model, sets)?, preset: CUSTOM.to_owned() })
 }
 
 /// SHA-256 of what decides the run, as lower-case hexadecimal.
@@ -130,31 +144,35 @@ fn presets(root: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-fn read(file: &Path, model: Option<&str>, sets: &[String]) -> Result<Recipe, Error> {
+fn parse(file: &Path) -> Result<Recipe, Error> {
     let text = fs::read_to_string(file).map_err(Error::io(file))?;
-    let usage = |problem: String| Error::Usage(format!("{}: {problem}", file.display()));
-    // Once on its own, so that a mistake in the file is reported with its line.
-    let parsed: Recipe = toml::from_str(&text).map_err(|error| usage(in_words(&error, &text)))?;
-    let mut recipe = parsed;
-    if model.is_some() || !sets.is_empty() {
-        let mut table: Table = toml::from_str(&text).map_err(|error| usage(in_words(&error, &text)))?;
-        if let Some(model) = model {
-            set(&mut table, "model.name", Value::String(model.to_owned())).map_err(&usage)?;
-        }
-        for assignment in sets {
-            let (key, value) = assignment
-                .split_once('=')
-                .ok_or_else(|| Error::Usage(format!("--set {assignment}: expected key=value")))?;
-            set(&mut table, key.trim(), literal(value.trim()))
-                .map_err(|problem| Error::Usage(format!("--set {assignment}: {problem}")))?;
-        }
-        recipe = table.try_into().map_err(|error: toml::de::Error| {
-            let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            Error::Usage(format!("--set {}: {message}", sets.join(" --set ")))
-        })?;
+    Recipe::parse(&text).map_err(|problem| Error::Usage(format!("{}: {problem}", file.display())))
+}
+
+/// The recipe with another network and with values replaced.
+fn change(recipe: &Recipe, model: Option<&str>, sets: &[String]) -> Result<Recipe, Error> {
+    let internal = |error: toml::de::Error| Error::Training(format!("recipe: {}", error.message()));
+    let mut table: Table = toml::from_str(&to_toml(recipe)?).map_err(internal)?;
+    if let Some(model) = model {
+        set(&mut table, "model.name", Value::String(model.to_owned())).map_err(Error::Usage)?;
     }
-    recipe.validate().map_err(|error| usage(error.to_string()))?;
-    Ok(recipe)
+    for assignment in sets {
+        let wrong = |problem: String| Error::Usage(format!("--set {assignment}: {problem}"));
+        let (key, value) =
+            assignment.split_once('=').ok_or_else(|| wrong("expected key=value".to_owned()))?;
+        let key = key.trim();
+        if matches!(key, "model" | "model.name") {
+            return Err(wrong("the network is chosen with --model".to_owned()));
+        }
+        set(&mut table, key, literal(value.trim())).map_err(wrong)?;
+        // Types and names are judged one by one, to name the culprit; ranges once all are set.
+        Recipe::deserialize(Value::Table(table.clone()))
+            .map_err(|error| wrong(error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
+    }
+    let changed: Recipe = table.try_into().map_err(internal)?;
+    let all = || sets.iter().map(|set| format!("--set {set}: ")).collect::<String>();
+    changed.validate().map_err(|error| Error::Usage(format!("{}{error}", all())))?;
+    Ok(changed)
 }
 
 /// A TOML value, or the text itself where it is none: `--set optimizer.name=adamw` needs no quotes.
@@ -180,18 +198,6 @@ fn set(table: &mut Table, path: &str, value: Value) -> Result<(), String> {
             Value::Table(inner) => set(inner, rest, value),
             _ => Err(format!("{head} is a single value, not a table")),
         },
-    }
-}
-
-/// A TOML error on one line, with the line it is about.
-fn in_words(error: &toml::de::Error, text: &str) -> String {
-    let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-    match error.span() {
-        Some(span) => {
-            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-            format!("line {line}: {message}")
-        }
-        None => message,
     }
 }
 
@@ -241,7 +247,9 @@ mod tests {
     fn mistakes_are_usage_errors_on_one_line_that_name_the_key() {
         for (set, words) in [
             ("train.epoch=2", "unknown field `epoch`"),
-            ("train.epochs=0", "train.epochs = 0: 1 to 100000"),
+            ("train.epochs=0", "--set train.epochs=0: train.epochs = 0: 1 to 100000"),
+            ("model=vit", "the network is chosen with --model"),
+            ("=3", "unknown field ``"),
             ("train.epochs=many", "invalid type: string \"many\""),
             ("epochs", "expected key=value"),
             ("dataset.name=digits", "dataset is a single value"),
@@ -251,8 +259,23 @@ mod tests {
             assert!(message.contains(words) && !message.contains('\n'), "{set}: {message}");
             assert_eq!(error.exit_code(), 2);
         }
+        let both = reference(&["train.epochs=3", "data.flips=true"]).unwrap_err().to_string();
+        assert!(both.starts_with("--set data.flips=true: unknown field `flips`"), "{both}");
         let preset = from_preset(&root(), "quik", "convmixer_reference", &[]).unwrap_err().to_string();
         assert!(preset.contains("there are quick, reference"), "{preset}");
+    }
+
+    #[test]
+    fn a_changed_recipe_is_not_called_the_presets() {
+        let resolve = |model: &str, sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+            let resolved = from_preset(&root(), "reference", model, &sets).unwrap();
+            (resolved.preset, resolved.recipe.reference.is_some())
+        };
+        assert_eq!(resolve("convmixer_reference", &[]), ("reference".to_owned(), true));
+        assert_eq!(resolve("convmixer_reference", &["train.epochs=10"]), ("reference".to_owned(), true));
+        assert_eq!(resolve("convmixer_reference", &["train.epochs=9"]), ("custom".to_owned(), false));
+        assert_eq!(resolve("convmixer_256_8_k5_p1", &[]), ("reference".to_owned(), false));
     }
 
     #[test]

@@ -19,7 +19,8 @@ pub struct Family {
     /// The architecture's name, and the stem of its recipe files.
     pub name: &'static str,
     variants: fn() -> Vec<Architecture>,
-    from_config: fn(Value) -> Result<Architecture, String>,
+    check_types: fn(&Value) -> Result<(), serde_json::Error>,
+    from_config: fn(Value) -> Result<Architecture, Error>,
 }
 
 type Init = fn(&Value, &Path) -> Result<Box<dyn Model>, Error>;
@@ -53,8 +54,11 @@ impl Family {
             variants: || {
                 C::VARIANTS.iter().map(|variant| describe(variant.name, &(variant.config)())).collect()
             },
+            check_types: |config| C::deserialize(config).map(drop),
             from_config: |config| {
-                let config: C = serde_json::from_value(config).map_err(|error| error.to_string())?;
+                let config: C =
+                    serde_json::from_value(config).map_err(|error| Error::Usage(error.to_string()))?;
+                config.validate()?;
                 Ok(describe("", &config))
             },
         }
@@ -96,26 +100,30 @@ impl Architecture {
     /// The same network with fields of its configuration replaced.
     ///
     /// # Errors
-    /// A field the configuration does not have, or a value of the wrong type.
+    /// A field the configuration does not have, a value of the wrong type or out of its range.
     pub fn with_fields(&self, fields: &BTreeMap<String, FieldValue>) -> Result<Self, Error> {
         let mut config = self.config.clone();
         for (name, value) in fields {
-            let known = config.get(name).is_some();
-            if !known {
-                let names: Vec<&str> =
-                    config.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            let known: Vec<&str> =
+                config.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            if !known.contains(&name.as_str()) {
+                let known = known.join(", ");
                 return Err(Error::Usage(format!(
-                    "model.{name}: {} has no such field; it has {}",
-                    self.model,
-                    names.join(", ")
+                    "model.{name}: {} has no such field; it has {known}",
+                    self.model
                 )));
             }
-            config[name] = serde_json::to_value(value)
-                .map_err(|error| Error::Usage(format!("model.{name}: {error}")))?;
+            let wrong = |problem: &dyn std::fmt::Display| Error::Usage(format!("model.{name}: {problem}"));
+            let value = serde_json::to_value(value).map_err(|error| wrong(&error))?;
+            // JSON has no NaN and no infinity, and writes null for them.
+            if value.is_null() {
+                return Err(wrong(&"expected a finite number"));
+            }
+            config[name] = value;
+            // One by one, so that a wrong type is reported with its field.
+            (find_family(self.family)?.check_types)(&config).map_err(|problem| wrong(&problem))?;
         }
-        let changed = from_config(self.family, config)
-            .map_err(|problem| Error::Usage(format!("model {}: {problem}", self.model)))?;
-        Ok(changed.named(&self.model))
+        Ok(from_config(self.family, config)?.named(&self.model))
     }
 
     /// The same network under another name.
@@ -127,10 +135,14 @@ impl Architecture {
 /// The network of a family with the configuration given as JSON.
 ///
 /// # Errors
-/// An unknown family, or why the configuration does not fit it.
-pub fn from_config(family: &str, config: Value) -> Result<Architecture, String> {
-    let family = FAMILIES.iter().find(|known| known.name == family);
-    (family.ok_or("this program does not know the architecture")?.from_config)(config)
+/// An unknown family, a configuration that does not fit it, or a field out of its range.
+pub fn from_config(family: &str, config: Value) -> Result<Architecture, Error> {
+    (find_family(family)?.from_config)(config)
+}
+
+fn find_family(name: &str) -> Result<&'static Family, Error> {
+    let found = FAMILIES.iter().find(|family| family.name == name);
+    found.ok_or_else(|| Error::Usage(format!("this program does not know the architecture {name:?}")))
 }
 
 /// The variant of this name.
@@ -200,10 +212,20 @@ mod tests {
 
         let unknown = base.with_fields(&fields("embed_dims", FieldValue::Integer(128))).unwrap_err();
         assert!(unknown.to_string().contains("has no such field; it has activation"), "{unknown}");
-        let mistyped = base.with_fields(&fields("depth", FieldValue::Text("deep".into()))).unwrap_err();
-        assert!(mistyped.to_string().contains("expected i64"), "{mistyped}");
-        let range = base.with_fields(&fields("depth", FieldValue::Integer(-1))).unwrap();
-        let refused = range.init(&nn::VarStore::new(Device::Cpu).root()).unwrap_err();
-        assert!(refused.to_string().starts_with("model.depth = -1"), "{refused}");
+        for (field, value, words) in [
+            (
+                "depth",
+                FieldValue::Text("deep".into()),
+                "model.depth: invalid type: string \"deep\", expected i64",
+            ),
+            ("bn_eps", FieldValue::Float(f64::NAN), "model.bn_eps: expected a finite number"),
+            ("depth", FieldValue::Integer(-1), "model.depth = -1: 1 to"),
+            ("patch_size", FieldValue::Integer(0), "model.patch_size = 0: 1 to"),
+            ("embed_dim", FieldValue::Integer(i64::MAX), "model.embed_dim = 9223372036854775807: 1 to"),
+            ("patch_size", FieldValue::Integer(33), "model.patch_size = 33: at most image_size, 32"),
+        ] {
+            let error = base.with_fields(&fields(field, value)).unwrap_err();
+            assert!(error.to_string().starts_with(words) && error.exit_code() == 2, "{error}");
+        }
     }
 }

@@ -3,10 +3,13 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use run_record::{EpochStats, RECORD_FORMAT, Recipe, RunRecord, STATUS_COMPLETE, write_atomically};
+use run_record::{EpochStats, Recipe, RunRecord, STATUS_COMPLETE, remove_partial_files, write_atomically};
 use sha2::{Digest, Sha256};
 
 use crate::{Error, recipes};
+
+/// The files of a run, besides the lock.
+const FILES: [&str; 5] = ["recipe.toml", "record.json", "history.csv", "best.safetensors", "train.log"];
 
 /// A run directory, locked for this process.
 #[derive(Debug)]
@@ -21,9 +24,9 @@ pub struct RunDir {
 pub enum Found {
     /// Nothing of a run.
     Nothing,
-    /// A run of this recipe that did not finish.
+    /// A run of this recipe and seed that did not finish.
     Unfinished,
-    /// A finished run of this recipe on this data, with the weights it recorded.
+    /// A finished run of this recipe and seed on this data, with the weights it recorded.
     Finished(Box<RunRecord>),
 }
 
@@ -61,32 +64,43 @@ impl RunDir {
     /// What is there, given what is to be run.
     ///
     /// # Errors
-    /// A run of another recipe or on other data, or files that cannot be read.
-    pub fn find(&self, recipe: &Recipe, data_sha256: &str) -> Result<Found, Error> {
-        let Some(text) = self.read("recipe.toml")? else { return Ok(Found::Nothing) };
-        let old: Recipe = toml::from_str(&text).map_err(|error| {
-            self.in_the_way(format!("its recipe.toml cannot be read ({})", error.message()))
-        })?;
-        let differences = recipes::differences(&old, recipe)?;
-        if !differences.is_empty() {
-            return Err(
-                self.in_the_way(format!("it holds a run of another recipe ({})", differences.join(", ")))
-            );
+    /// A run of another recipe or seed, a finished one on other data, files of nobody's run, or
+    /// files that cannot be read.
+    pub fn find(&self, recipe: &Recipe, seed: u64, data_sha256: &str) -> Result<Found, Error> {
+        let (old, record) = match (self.read("recipe.toml")?, self.read("record.json")?) {
+            (Some(recipe), Some(record)) => (recipe, record),
+            (None, None) => {
+                return match FILES.iter().find(|name| self.file(name).exists()) {
+                    Some(name) => Err(self.in_the_way(format!("it has a {name} that belongs to no run"))),
+                    None => Ok(Found::Nothing),
+                };
+            }
+            (Some(_), None) => {
+                return Err(self.in_the_way("it has a recipe.toml and no record.json".to_owned()));
+            }
+            (None, Some(_)) => {
+                return Err(self.in_the_way("it has a record.json and no recipe.toml".to_owned()));
+            }
+        };
+        let unreadable =
+            |name: &str, problem| self.in_the_way(format!("its {name} cannot be read ({problem})"));
+        let old = Recipe::parse(&old).map_err(|problem| unreadable("recipe.toml", problem))?;
+        let record = RunRecord::parse(&record).map_err(|problem| unreadable("record.json", problem))?;
+        let mut differences = recipes::differences(&old, recipe)?;
+        if record.result.seed != seed {
+            differences.push(format!("seed: {} -> {seed}", record.result.seed));
         }
-        let Some(text) = self.read("record.json")? else { return Ok(Found::Unfinished) };
-        let record: RunRecord = serde_json::from_str(&text)
-            .map_err(|error| self.in_the_way(format!("its record.json cannot be read ({error})")))?;
-        if record.format > RECORD_FORMAT {
-            return Err(self.in_the_way("its record.json is from a newer version of this program".to_owned()));
+        if !differences.is_empty() {
+            return Err(self.in_the_way(format!("it holds another run ({})", differences.join(", "))));
+        }
+        if record.result.status != STATUS_COMPLETE {
+            return Ok(Found::Unfinished);
         }
         if record.result.data_sha256 != data_sha256 {
             let seen = &record.result.data_sha256;
             return Err(
                 self.in_the_way(format!("it holds a run on other data (SHA-256 {seen}, now {data_sha256})"))
             );
-        }
-        if record.result.status != STATUS_COMPLETE {
-            return Ok(Found::Unfinished);
         }
         let weights = self.file("best.safetensors");
         let digest = fs::read(&weights).map(|bytes| recipes::hex(&Sha256::digest(bytes)));
@@ -116,12 +130,12 @@ impl RunDir {
         }
     }
 
-    /// Removes what an earlier run left, so that nothing of it can be taken for the new one's.
+    /// Removes the files of an earlier run, so that nothing of it can be taken for the new one's.
     ///
     /// # Errors
     /// A file that cannot be removed.
     pub fn clear(&self) -> Result<(), Error> {
-        for name in ["record.json", "recipe.toml", "history.csv", "best.safetensors"] {
+        for name in FILES {
             let path = self.file(name);
             match fs::remove_file(&path) {
                 Ok(()) => {}
@@ -130,6 +144,23 @@ impl RunDir {
             }
         }
         Ok(())
+    }
+
+    /// Removes what killed trainers left half-written.
+    ///
+    /// # Errors
+    /// A file that cannot be removed.
+    pub fn tidy(&self) -> Result<(), Error> {
+        remove_partial_files(&self.path).map_err(Error::io(&self.path))
+    }
+
+    /// The run's log, to add to.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn log(&self) -> Result<File, Error> {
+        let path = self.file("train.log");
+        File::options().create(true).append(true).open(&path).map_err(Error::io(&path))
     }
 
     /// Replaces a file of the run.

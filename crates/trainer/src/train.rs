@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::time::Duration;
 
-use core_layers::Model;
 use data_cifar::{Dataset, DeviceSet, keyed_seed};
-use run_record::{EpochStats, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};
+use run_record::{
+    EpochStats, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, duration,
+};
 use sha2::{Digest, Sha256};
 use tch::Device;
 use tch::nn::VarStore;
@@ -15,7 +15,7 @@ use tch::nn::VarStore;
 use crate::data::{self, Part, Presentation};
 use crate::evaluate::{Metrics, evaluate};
 use crate::fit::{Job, fit};
-use crate::progress::{Progress, duration};
+use crate::progress::{Progress, say};
 use crate::recipes::{self, Resolved};
 use crate::registry::{self, Architecture};
 use crate::run_dir::{Found, RunDir};
@@ -46,44 +46,47 @@ pub struct Request {
 /// Trains, tests and records one run, or finds that it is already done.
 ///
 /// # Errors
-/// See [`Error`]. Once training has begun, the record says `failed: …` too.
+/// See [`Error`]. A run that could not be finished has a record that says `failed: …`.
 pub fn train(request: &Request) -> Result<(), Error> {
-    let Request { root, resolved: Resolved { recipe, preset }, seed, device, .. } = request;
-    let dataset = data::load(recipe.dataset, root, request.data_dir.as_deref())?;
-    let architecture = architecture(recipe, dataset.class_names.len())?;
-    let (train, validation) = data::split(&recipe.data, dataset.train.len())?;
-
-    let default = || root.join("results/runs").join(format!("{}--{preset}--s{seed}", recipe.model.name));
+    let Request { root, resolved: Resolved { recipe, preset }, seed, .. } = request;
+    let model = &recipe.model.name;
+    let architecture = architecture(recipe)?;
+    let default = || root.join("results/runs").join(format!("{model}--{preset}--s{seed}"));
     let run = RunDir::open(&request.out.clone().unwrap_or_else(default))?;
-    let say = |text: String| {
-        if !request.quiet {
-            println!("{text}");
+
+    let dataset = match data::load(recipe.dataset, root, request.data_dir.as_deref()) {
+        Ok(dataset) => dataset,
+        Err(error) => {
+            record_missing_data(request, &architecture, &run, &error)?;
+            return Err(error);
         }
     };
-    let found = if request.fresh { Found::Nothing } else { run.find(recipe, &dataset.sha256)? };
+    let parts = data::split(&recipe.data, dataset.train.len())?;
+    let found = if request.fresh { Found::Nothing } else { run.find(recipe, *seed, &dataset.sha256)? };
+    let tell = |text: &str| {
+        if !request.quiet {
+            say(text);
+        }
+    };
     match found {
         Found::Finished(record) => {
-            say(format!("{}: already trained, reused ({})", recipe.model.name, verdict(&record.result)));
+            tell(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
             return Ok(());
         }
-        Found::Unfinished => {
-            say(format!("{}: an unfinished run is there; training starts over", recipe.model.name))
-        }
-        Found::Nothing => {}
+        // The same recipe, seed and data: what is there is replaced epoch by epoch.
+        Found::Unfinished => tell(&format!("{model}: an unfinished run is there; training starts over")),
+        Found::Nothing => run.clear()?,
     }
+    run.tidy()?;
 
-    let mut record = new_record(request, &architecture, &dataset)?;
-    let vs = VarStore::new(*device);
-    tch::manual_seed(keyed_seed(*seed, "init", 0, 0));
-    let network = architecture.init(&vs.root())?;
-    run.clear()?;
+    let mut record = new_record(request, &architecture, &dataset.sha256)?;
     run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
     run.write_record(&record)?;
-    say(format!(
-        "{}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} with {} threads, seed {seed}",
-        recipe.model.name,
+    let progress = Progress::new(recipe.train.epochs, parts.0.len(), request.quiet, run.log()?);
+    progress.line(&format!(
+        "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} with {} threads, seed {seed}",
         grouped(architecture.params),
-        train.len(),
+        parts.0.len(),
         dataset.name,
         recipe.train.epochs,
         recipe.train.batch_size,
@@ -91,17 +94,17 @@ pub fn train(request: &Request) -> Result<(), Error> {
         record.result.threads,
     ));
 
-    let parts = (train, validation);
-    let attempt = || train_and_test(request, &architecture, network.as_ref(), &vs, &dataset, &parts, &run);
+    let attempt = || train_and_test(request, &architecture, &dataset, &parts, &run, &progress);
     // libtorch's refusals inside a forward pass (out of memory, say) come as panics of tch.
     let outcome = catch_unwind(AssertUnwindSafe(attempt))
         .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())));
+    progress.finish();
     record.result.peak_memory_mb = environment::peak_memory_mb();
     match outcome {
         Ok(finished) => {
             finish(&mut record, &finished);
             run.write_record(&record)?;
-            say(format!("{}: {}; in {}", recipe.model.name, verdict(&record.result), run.path().display()));
+            progress.line(&format!("{model}: {}; in {}", verdict(&record.result), run.path().display()));
             Ok(())
         }
         Err(error) => {
@@ -113,14 +116,31 @@ pub fn train(request: &Request) -> Result<(), Error> {
     }
 }
 
+/// Leaves a failed record for a run that had no data to begin with, unless a run is there already.
+fn record_missing_data(
+    request: &Request,
+    architecture: &Architecture,
+    run: &RunDir,
+    error: &Error,
+) -> Result<(), Error> {
+    let recipe = &request.resolved.recipe;
+    if let Ok(Found::Nothing) = run.find(recipe, request.seed, "") {
+        let mut record = new_record(request, architecture, "")?;
+        record.result.status = format!("failed: {error}");
+        run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
+        run.write_record(&record)?;
+    }
+    Ok(())
+}
+
 /// The recipe's network, with the head and the input its data ask for.
 ///
 /// # Errors
-/// An unknown name or field, or a field that the data decides.
-pub fn architecture(recipe: &Recipe, classes: usize) -> Result<Architecture, Error> {
+/// An unknown name or field, a field that the data decides, or one out of its range.
+pub fn architecture(recipe: &Recipe) -> Result<Architecture, Error> {
     let decided = [
         ("image_size", recipe.data.image_size, "data.image_size"),
-        ("num_classes", classes as i64, "the data set"),
+        ("num_classes", data::class_count(recipe.dataset), "the data set"),
     ];
     let mut fields = recipe.model.fields.clone();
     for (field, value, by) in decided {
@@ -145,59 +165,63 @@ struct Finished {
 fn train_and_test(
     request: &Request,
     architecture: &Architecture,
-    network: &dyn Model,
-    vs: &VarStore,
     dataset: &Dataset,
     (train, validation): &(Range<usize>, Range<usize>),
     run: &RunDir,
+    progress: &Progress,
 ) -> Result<Finished, Error> {
     let Request { resolved: Resolved { recipe, .. }, seed, device, .. } = request;
+    let vs = VarStore::new(*device);
+    tch::manual_seed(keyed_seed(*seed, "init", 0, 0));
+    let network = architecture.init(&vs.root())?;
     let stats = data::channel_statistics(&recipe.data, dataset)?;
     let set = DeviceSet::new(&dataset.train, *device)?;
     let job = Job {
         recipe,
         seed: *seed,
-        network,
-        vs,
+        network: network.as_ref(),
+        vs: &vs,
         train: Part { set: &set, range: train.clone() },
         validation: Part { set: &set, range: validation.clone() },
         presentation: Presentation::new(&stats, recipe.data.image_size, *device)?,
     };
     let mut best: Option<(EpochStats, String)> = None;
-    let progress = Progress::new(recipe.train.epochs, train.len(), request.quiet);
-    let history = fit(&job, &progress, |history, is_best| {
+    let history = fit(&job, progress, |history, is_best| {
         if let (true, Some(epoch)) = (is_best, history.last()) {
             let card = Card {
                 model: architecture.model.clone(),
                 family: architecture.family.to_owned(),
                 config: architecture.config.clone(),
                 recipe: recipe.clone(),
+                data_sha256: dataset.sha256.clone(),
                 channel_mean: stats.mean,
                 channel_std: stats.std,
                 class_names: dataset.class_names.clone(),
                 epoch: epoch.epoch,
                 val_top1: epoch.val_top1,
             };
-            let bytes = weights::to_bytes(vs, &card)?;
+            let bytes = weights::to_bytes(&vs, &card)?;
             run.write("best.safetensors", &bytes)?;
             best = Some((epoch.clone(), recipes::hex(&Sha256::digest(&bytes))));
         }
         run.write_history(history)
     })?;
-    progress.finish();
 
     let (best, weights_sha256) =
         best.ok_or_else(|| Error::Training("no epoch had a validation accuracy".to_owned()))?;
     // Tested are the weights on disk, as anyone would load them.
-    weights::load(vs, &run.file("best.safetensors"))?;
+    weights::load(&vs, &run.file("best.safetensors"))?;
     let test_set = DeviceSet::new(&dataset.test, *device)?;
     let test = Part { set: &test_set, range: 0..test_set.len() };
     let smoothing = recipe.train.label_smoothing;
-    let test = evaluate(network, &test, &job.presentation, recipe.train.batch_size, smoothing)?;
+    let test = evaluate(job.network, &test, &job.presentation, recipe.train.batch_size, smoothing)?;
+    if !test.loss.is_finite() {
+        return Err(Error::Training(format!("the test loss is {}", test.loss)));
+    }
     Ok(Finished { history, best, test, weights_sha256 })
 }
 
-fn new_record(request: &Request, architecture: &Architecture, dataset: &Dataset) -> Result<RunRecord, Error> {
+fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str) -> Result<RunRecord, Error> {
     let Request { root, resolved: Resolved { recipe, preset }, seed, device, .. } = request;
     let reference = recipe.reference.clone();
     let result = ResultRow {
@@ -226,7 +250,7 @@ fn new_record(request: &Request, architecture: &Architecture, dataset: &Dataset)
         precision: "f32".to_owned(),
         threads: tch::get_num_threads(),
         libtorch: environment::LIBTORCH.to_owned(),
-        data_sha256: dataset.sha256.clone(),
+        data_sha256: data_sha256.to_owned(),
         recipe_sha256: recipes::digest(recipe)?,
         git_commit: environment::git_commit(root),
         started_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
@@ -267,14 +291,13 @@ fn rounded(value: f64) -> f64 {
 fn verdict(row: &ResultRow) -> String {
     let percent =
         |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{:.2} %", 100.0 * value));
-    let seconds = Duration::from_secs_f64(row.train_seconds.unwrap_or_default().max(0.0));
     format!(
         "test top-1 {}, top-5 {}, validation top-1 {} at epoch {}, {} of training",
         percent(row.test_top1),
         percent(row.test_top5),
         percent(row.val_top1),
         row.best_epoch.unwrap_or_default(),
-        duration(seconds),
+        duration(row.train_seconds.unwrap_or_default()),
     )
 }
 
@@ -307,9 +330,11 @@ mod tests {
         let recipe = |set: &str| {
             recipes::from_preset(&root, "reference", "convmixer_reference", &[set.to_owned()]).unwrap().recipe
         };
-        let hundred = architecture(&recipe("data.image_size=64"), 100).unwrap();
-        assert_eq!((hundred.num_classes, hundred.image_size), (100, 64));
-        let refused = architecture(&recipe("model.num_classes=7"), 10).unwrap_err().to_string();
+        let ten = architecture(&recipe("data.image_size=64")).unwrap();
+        assert_eq!((ten.num_classes, ten.image_size), (10, 64));
+        let hundred = architecture(&recipe("dataset=cifar100")).unwrap();
+        assert_eq!((hundred.num_classes, hundred.image_size), (100, 32));
+        let refused = architecture(&recipe("model.num_classes=7")).unwrap_err().to_string();
         assert!(refused.contains("model.num_classes is decided by the data set"), "{refused}");
     }
 }

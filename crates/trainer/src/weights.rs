@@ -28,6 +28,8 @@ pub struct Card {
     pub config: Value,
     /// The recipe it was trained with.
     pub recipe: run_record::Recipe,
+    /// SHA-256 of the data set it was trained on.
+    pub data_sha256: String,
     /// Mean per channel on the scale 0 to 255 that images are normalised with.
     pub channel_mean: [f64; 3],
     /// Standard deviation per channel on the scale 0 to 255, likewise.
@@ -98,7 +100,10 @@ pub fn read_card(path: &Path) -> Result<Card, Error> {
             "these weights do not say which network and data they belong to; expected a file from a run",
         )
     })?;
-    serde_json::from_str(card).map_err(|error| wrong(path, format!("its description is damaged: {error}")))
+    let card: Card = serde_json::from_str(card)
+        .map_err(|error| wrong(path, format!("its description is damaged: {error}")))?;
+    card.recipe.validate().map_err(|error| wrong(path, format!("its description is damaged: {error}")))?;
+    Ok(card)
 }
 
 fn not_safetensors(path: &Path, error: &dyn std::fmt::Display) -> Error {
@@ -107,7 +112,7 @@ fn not_safetensors(path: &Path, error: &dyn std::fmt::Display) -> Error {
 
 /// Copies the tensors of a weights file into `vs`. Every tensor of the network must be in the file
 /// with its shape, and nothing else may be; only batch counters, which change nothing, are
-/// overlooked. On an error the network is unchanged.
+/// overlooked. A file that does not fit leaves the network unchanged.
 ///
 /// # Errors
 /// A file that cannot be read or is not safetensors; all missing, unexpected and misshapen tensors
@@ -189,6 +194,7 @@ mod tests {
             family: architecture.family.to_owned(),
             config: architecture.config.clone(),
             recipe,
+            data_sha256: "ab".into(),
             channel_mean: [0.0; 3],
             channel_std: [255.0; 3],
             class_names: vec!["0".into(), "1".into()],

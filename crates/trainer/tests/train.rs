@@ -119,6 +119,10 @@ fn a_run_on_real_digits_learns_and_is_recorded_reused_and_protected() {
     assert!(line.contains("train.epochs: 3 -> 4") && line.contains("--fresh"), "{line}");
     assert_eq!(record(&run), record_before);
 
+    // So is another seed.
+    let line = error_line(&small_run(&run, &["--seed", "1"]), 1);
+    assert!(line.contains("seed: 0 -> 1"), "{line}");
+
     // Weights that are not the recorded ones are not taken for the run's.
     let weights = run.join("best.safetensors");
     let mut bytes = fs::read(&weights).expect("they can be read");
@@ -148,7 +152,19 @@ fn one_seed_is_one_run_and_another_seed_is_another() {
 fn wrong_requests_are_answered_on_one_line_with_exit_code_2() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let out = directory.path().join("run");
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 11] = [
+        (
+            &["--model", "convmixer_reference"],
+            "required arguments were not provided: --preset <PRESET>; --help",
+        ),
+        (
+            &["--model", "convmixer_reference", "--preset", "quick", "--seed", "x"],
+            "invalid value 'x' for '--seed",
+        ),
+        (
+            &["--model", "convmixer_reference", "--preset", "quick", "--set", "model.patch_size=0"],
+            "model.patch_size",
+        ),
         (&["--model", "convmixr_reference", "--preset", "quick"], "nearest: convmixer_reference"),
         (&["--model", "convmixer_reference", "--preset", "slow"], "there are quick, reference"),
         (
@@ -218,8 +234,12 @@ fn missing_and_damaged_data_is_named_with_exit_code_1() {
     bytes[3073 * 5] = 10;
     fs::write(batches.join("data_batch_1.bin"), bytes).expect("it can be written");
     let line = error_line(&train(directory.path()), 1);
-    assert!(line.contains("data_batch_1.bin") && line.contains("10"), "{line}");
-    assert!(!directory.path().join("run").exists());
+    assert!(line.contains("data_batch_1.bin: record 5 has label 10"), "{line}");
+
+    // The run has a row that says why it is missing, from the first attempt on.
+    let result = &record(&directory.path().join("run"))["result"];
+    assert!(result["status"].as_str().is_some_and(|status| status.starts_with("failed: ")), "{result}");
+    assert_eq!((&result["model"], &result["params"]), (&"convmixer_reference".into(), &594_186.into()));
 }
 
 #[test]
@@ -230,6 +250,92 @@ fn a_run_directory_that_cannot_be_written_is_named() {
     let line = error_line(&small_run(&file.join("run"), &[]), 1);
     assert!(line.contains("a-file"), "{line}");
     assert_eq!(fs::read_to_string(&file).expect("it is still there"), "not a directory");
+}
+
+#[test]
+fn a_directory_with_files_of_nobodys_run_is_left_alone() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let weights = directory.path().join("best.safetensors");
+    fs::write(&weights, "somebody's").expect("it can be written");
+    let line = error_line(&small_run(directory.path(), &[]), 1);
+    assert!(line.contains("best.safetensors that belongs to no run"), "{line}");
+    assert_eq!(fs::read_to_string(&weights).expect("it is still there"), "somebody's");
+}
+
+#[test]
+fn a_killed_run_starts_over_and_leaves_no_litter() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    assert!(small_run(&run, &["--quiet"]).status.success());
+    let finished = history(&run);
+    // As a kill in the middle of the second epoch's save leaves it.
+    let text = fs::read_to_string(run.join("record.json")).expect("there is a record");
+    let killed = text.replace("\"status\": \"complete\"", "\"status\": \"running\"");
+    assert_ne!(text, killed);
+    fs::write(run.join("record.json"), killed).expect("it can be written");
+    fs::write(run.join(".best.safetensors.1.partial"), "half").expect("it can be written");
+
+    let again = small_run(&run, &[]);
+    assert!(again.status.success() && stdout(&again).contains("an unfinished run is there"));
+    assert_eq!(history(&run), finished);
+    assert_eq!(record(&run)["result"]["status"], "complete");
+    assert!(!run.join(".best.safetensors.1.partial").exists());
+}
+
+#[test]
+fn a_loss_that_is_no_number_fails_the_run_and_says_what_to_change() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    let line = error_line(&small_run(&run, &["--quiet", "--set", "optimizer.lr=1e30"]), 1);
+    assert!(line.contains("loss became") && line.contains("lower optimizer.lr"), "{line}");
+    let status = record(&run)["result"]["status"].clone();
+    assert!(status.as_str().is_some_and(|status| status.starts_with("failed: the")), "{status}");
+}
+
+#[test]
+fn weights_that_cannot_be_evaluated_are_named() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("mine.safetensors");
+    let evaluate =
+        || trainer().args(["evaluate", "--weights"]).arg(&file).output().expect("the trainer starts");
+    assert!(error_line(&evaluate(), 1).contains("mine.safetensors"));
+    fs::write(&file, "not safetensors").expect("it can be written");
+    assert!(error_line(&evaluate(), 1).contains("not a whole safetensors file"));
+    fs::write(&file, b"\x02\0\0\0\0\0\0\0{}").expect("it can be written");
+    assert!(error_line(&evaluate(), 1).contains("do not say which network"));
+}
+
+#[test]
+fn a_reader_that_goes_away_does_not_stop_a_run() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("trainer"))
+        .current_dir(root())
+        .args(["train", "--model", "convmixer_reference", "--preset", "quick", "--device", "cpu", "--out"])
+        .arg(&run)
+        .args(SMALL)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the trainer starts");
+    drop(child.stdout.take());
+    assert!(child.wait().expect("it ends").success());
+    assert_eq!(record(&run)["result"]["status"], "complete");
+    // What nobody read is in the log.
+    let log = fs::read_to_string(run.join("train.log")).expect("there is a log");
+    assert_eq!(log.lines().filter(|line| line.contains(" epoch ")).count(), 3, "{log}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn libtorch_uses_the_programs_allocator() {
+    let binary = assert_cmd::cargo::cargo_bin!("trainer");
+    let Ok(output) = std::process::Command::new("nm").arg("-D").arg(binary).output() else {
+        println!("skipped: there is no nm");
+        return;
+    };
+    let symbols = String::from_utf8_lossy(&output.stdout).into_owned();
+    // Exported, so that the shared libraries resolve to it instead of the C library's.
+    assert!(symbols.lines().any(|line| line.ends_with(" T malloc")), "malloc is not exported");
 }
 
 #[test]
