@@ -67,25 +67,21 @@ impl RunDir {
     /// A run of another recipe or seed, a finished one on other data, files of nobody's run, or
     /// files that cannot be read.
     pub fn find(&self, recipe: &Recipe, seed: u64, data_sha256: &str) -> Result<Found, Error> {
-        let (old, record) = match (self.read("recipe.toml")?, self.read("record.json")?) {
-            (Some(recipe), Some(record)) => (recipe, record),
-            (None, None) => {
-                return match FILES.iter().find(|name| self.file(name).exists()) {
-                    Some(name) => Err(self.in_the_way(format!("it has a {name} that belongs to no run"))),
-                    None => Ok(Found::Nothing),
-                };
-            }
-            (Some(_), None) => {
-                return Err(self.in_the_way("it has a recipe.toml and no record.json".to_owned()));
-            }
-            (None, Some(_)) => {
-                return Err(self.in_the_way("it has a record.json and no recipe.toml".to_owned()));
-            }
-        };
         let unreadable =
             |name: &str, problem| self.in_the_way(format!("its {name} cannot be read ({problem})"));
-        let old = Recipe::parse(&old).map_err(|problem| unreadable("recipe.toml", problem))?;
+        let Some(record) = self.read("record.json")? else {
+            return match FILES.iter().find(|name| self.file(name).exists()) {
+                Some(name) => Err(self.in_the_way(format!("it has a {name} that belongs to no run"))),
+                None => Ok(Found::Nothing),
+            };
+        };
         let record = RunRecord::parse(&record).map_err(|problem| unreadable("record.json", problem))?;
+        let old = match self.read("recipe.toml")? {
+            Some(old) => Recipe::parse(&old).map_err(|problem| unreadable("recipe.toml", problem))?,
+            // Killed between the two files; the record tells whether the recipe was this one.
+            None if record.result.recipe_sha256 == recipes::digest(recipe)? => recipe.clone(),
+            None => return Err(self.in_the_way("it has a record.json and no recipe.toml".to_owned())),
+        };
         let mut differences = recipes::differences(&old, recipe)?;
         if record.result.seed != seed {
             differences.push(format!("seed: {} -> {seed}", record.result.seed));

@@ -80,8 +80,9 @@ pub fn train(request: &Request) -> Result<(), Error> {
     run.tidy()?;
 
     let mut record = new_record(request, &architecture, &dataset.sha256)?;
-    run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
+    // The record first: a directory with one is known to be a run's.
     run.write_record(&record)?;
+    run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
     let progress = Progress::new(recipe.train.epochs, parts.0.len(), request.quiet, run.log()?);
     progress.line(&format!(
         "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} with {} threads, seed {seed}",
@@ -127,8 +128,8 @@ fn record_missing_data(
     if let Ok(Found::Nothing) = run.find(recipe, request.seed, "") {
         let mut record = new_record(request, architecture, "")?;
         record.result.status = format!("failed: {error}");
-        run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
         run.write_record(&record)?;
+        run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
     }
     Ok(())
 }
