@@ -66,7 +66,12 @@ pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
     let recipes = select(recipes_of(&place.root, preset)?, &sweep.models)?;
     note(format!("preset {preset}{why}: {}", forecast(&recipes)));
 
-    libtorch::ensure(place, FlavorChoice::Auto, None)?;
+    let there = libtorch::in_use(place).is_ok_and(|tree| tree.is_some());
+    let tree = libtorch::ensure(place, FlavorChoice::Auto, None)?;
+    if there {
+        let (flavor, dir) = (tree.flavor.as_str(), tree.dir.display());
+        note(format!("libtorch {} ({flavor}): reused from {dir}", libtorch::VERSION));
+    }
     if sweep.data_dir.is_none() {
         fetch_data(place, &recipes)?;
     }
@@ -169,7 +174,9 @@ fn fetch_data(place: &Place, recipes: &[Named]) -> Result<()> {
             DatasetName::Cifar100 => layout.name == CIFAR100.name,
             DatasetName::Digits => false,
         });
-        if named && !layout.link(place).exists() {
+        if named && layout.link(place).exists() {
+            note(format!("{}: reused from {}", layout.name, layout.link(place).display()));
+        } else if named {
             datasets::fetch(place, layout, &Source::default())?;
         }
     }
