@@ -1,6 +1,8 @@
 //! The numbers that make a ConvMixer, and the variants that have a name.
 
-use core_layers::{Activation, ConfigError, InitScheme, ModelConfig, Variant, count, field_error};
+use core_layers::{
+    Activation, ConfigError, InitScheme, ModelConfig, Variant, count, field_error, require_sizes,
+};
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
 
@@ -100,19 +102,14 @@ impl ModelConfig for ConvMixerConfig {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let sizes = [
+        require_sizes(&[
             ("embed_dim", self.embed_dim, 65_536),
             ("depth", self.depth, 1_024),
             ("kernel_size", self.kernel_size, 255),
             ("patch_size", self.patch_size, 1_024),
             ("image_size", self.image_size, 16_384),
             ("num_classes", self.num_classes, 1_000_000),
-        ];
-        for (field, value, most) in sizes {
-            if !(1..=most).contains(&value) {
-                return Err(field_error(field, value, format!("1 to {most}")));
-            }
-        }
+        ])?;
         if self.patch_size > self.image_size {
             let expected = format!("at most image_size, {}", self.image_size);
             return Err(field_error("patch_size", self.patch_size, expected));

@@ -68,7 +68,9 @@ impl Block {
         // one; PyTorch does not.
         let depthwise = match init {
             core_layers::InitScheme::Glorot => init.weight(kernel_area * embed_dim, kernel_area),
-            core_layers::InitScheme::Torch => init.weight(kernel_area, kernel_area),
+            core_layers::InitScheme::Torch | core_layers::InitScheme::Normal02 => {
+                init.weight(kernel_area, kernel_area)
+            }
         };
         let pointwise = init.weight(embed_dim, embed_dim);
         Ok(Self {

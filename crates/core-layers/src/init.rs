@@ -117,6 +117,8 @@ pub enum InitScheme {
     Glorot,
     /// PyTorch: weights and biases uniform on ±1/√fan_in.
     Torch,
+    /// timm's and many official transformers': normal weights of standard deviation 0.02, zero biases.
+    Normal02,
 }
 
 impl InitScheme {
@@ -125,13 +127,14 @@ impl InitScheme {
         match self {
             Self::Glorot => Init::GlorotUniform { fan_in, fan_out },
             Self::Torch => Init::TorchDefault { fan_in },
+            Self::Normal02 => Init::Normal { std: 0.02 },
         }
     }
 
     /// The initialiser of the bias beside a weight with this `fan_in`.
     pub fn bias(self, fan_in: i64) -> Init {
         match self {
-            Self::Glorot => Init::Zeros,
+            Self::Glorot | Self::Normal02 => Init::Zeros,
             Self::Torch => Init::TorchDefault { fan_in },
         }
     }

@@ -1,18 +1,24 @@
 #![doc = include_str!("../README.md")]
 
 mod activation;
+mod attention;
 mod conv;
+mod drop;
 mod init;
 mod linear;
+mod mlp;
 mod model;
 mod norm;
 mod padding;
 pub mod parity;
 
 pub use activation::Activation;
+pub use attention::{AttentionConfig, MultiHeadAttention, attention_probabilities, merge_heads, split_heads};
 pub use conv::{Conv2d, Padding};
+pub use drop::{apply_drop_path, drop_path, drop_path_mask, drop_path_rates};
 pub use init::{Init, InitScheme, buffer, parameter};
 pub use linear::Linear;
-pub use model::{ConfigError, Model, ModelConfig, Variant, count, field_error};
+pub use mlp::{Mlp, MlpConfig};
+pub use model::{ConfigError, Model, ModelConfig, Variant, count, field_error, require_rates, require_sizes};
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use padding::{pad_same, same_padding};

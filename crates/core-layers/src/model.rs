@@ -100,6 +100,28 @@ pub fn field_error(
     ConfigError::Field { field, value: value.to_string(), expected: expected.to_string() }
 }
 
+/// Checks that each (field, value, most) lies in 1 to most.
+///
+/// # Errors
+/// The first that does not.
+pub fn require_sizes(sizes: &[(&'static str, i64, i64)]) -> Result<(), ConfigError> {
+    match sizes.iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
+        Some((field, value, most)) => Err(field_error(field, value, format!("1 to {most}"))),
+        None => Ok(()),
+    }
+}
+
+/// Checks that each (field, rate) of dropping lies in 0 to 1, 1 excluded.
+///
+/// # Errors
+/// The first that does not.
+pub fn require_rates(rates: &[(&'static str, f64)]) -> Result<(), ConfigError> {
+    match rates.iter().find(|(_, rate)| !(0.0..1.0).contains(rate)) {
+        Some((field, rate)) => Err(field_error(field, rate, "0 or more, below 1")),
+        None => Ok(()),
+    }
+}
+
 /// The first line of libtorch's message; the rest is a C++ stack.
 fn first_line(error: &TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()

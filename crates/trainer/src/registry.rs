@@ -11,7 +11,11 @@ use tch::nn::Path;
 use crate::Error;
 
 /// Every architecture, in the order of `list`.
-pub const FAMILIES: &[Family] = &[Family::of::<convmixer::ConvMixerConfig>()];
+pub const FAMILIES: &[Family] = &[
+    Family::of::<cct::CctConfig>(),
+    Family::of::<vit::VitConfig>(),
+    Family::of::<convmixer::ConvMixerConfig>(),
+];
 
 /// An architecture with its types erased.
 #[derive(Debug)]

@@ -1,0 +1,167 @@
+//! Properties every built network has: names, counts, initial ranges, independence of neighbours.
+
+use cct::{CctConfig, PositionEmbedding, resize_position_embedding};
+use core_layers::{Model, ModelConfig};
+use tch::{Device, Kind, Tensor, nn};
+
+/// A network of each kind, small enough to build in a moment.
+fn small() -> [CctConfig; 4] {
+    let narrow = |config: CctConfig| CctConfig { embed_dim: 32, head_dim: 16, mlp_hidden: 32, ..config };
+    [
+        narrow(CctConfig::reference()),
+        narrow(CctConfig::cct(2, 3, 2)),
+        narrow(CctConfig { position_embedding: PositionEmbedding::Sinusoidal, ..CctConfig::cvt(2) }),
+        narrow(CctConfig::vit_lite(2)),
+    ]
+}
+
+fn build(config: &CctConfig) -> (nn::VarStore, cct::Cct) {
+    let vs = nn::VarStore::new(Device::Cpu);
+    tch::manual_seed(1);
+    let network = config.init(&vs.root()).expect("the configuration is valid");
+    (vs, network)
+}
+
+#[test]
+fn tensors_have_the_official_names_and_shapes() {
+    let (vs, _) = build(&CctConfig::cct(7, 3, 1));
+    let variables = vs.variables();
+    for (name, shape) in [
+        ("tokenizer.conv_layers.0.0.weight", vec![256, 3, 3, 3]),
+        ("classifier.positional_emb", vec![1, 256, 256]),
+        ("classifier.attention_pool.weight", vec![1, 256]),
+        ("classifier.attention_pool.bias", vec![1]),
+        ("classifier.blocks.6.pre_norm.weight", vec![256]),
+        ("classifier.blocks.6.self_attn.qkv.weight", vec![768, 256]),
+        ("classifier.blocks.6.self_attn.proj.weight", vec![256, 256]),
+        ("classifier.blocks.6.self_attn.proj.bias", vec![256]),
+        ("classifier.blocks.6.norm1.bias", vec![256]),
+        ("classifier.blocks.6.linear1.weight", vec![512, 256]),
+        ("classifier.blocks.6.linear2.weight", vec![256, 512]),
+        ("classifier.norm.weight", vec![256]),
+        ("classifier.fc.weight", vec![10, 256]),
+    ] {
+        assert_eq!(variables.get(name).map(Tensor::size), Some(shape), "{name}");
+    }
+    // Ten per block besides the qkv bias there is none of, and seven outside.
+    assert_eq!(variables.len(), 7 * 11 + 8, "{:?}", variables.keys());
+    let (vs, _) = build(&CctConfig::vit_lite(2));
+    let variables = vs.variables();
+    assert_eq!(variables["classifier.class_emb"].size(), [1, 1, 128]);
+    assert_eq!(variables["classifier.positional_emb"].size(), [1, 65, 128]);
+    assert_eq!(variables["tokenizer.conv_layers.0.0.bias"].size(), [128]);
+    assert!(!variables.contains_key("classifier.attention_pool.weight"));
+}
+
+#[test]
+fn the_counted_parameters_are_the_built_ones() {
+    for variant in CctConfig::VARIANTS {
+        let config = (variant.config)();
+        if config.param_count() > 5_000_000 {
+            continue;
+        }
+        let (vs, _) = build(&config);
+        let built: usize = vs.trainable_variables().iter().map(Tensor::numel).sum();
+        assert_eq!(built as u64, config.param_count(), "{}", variant.name);
+    }
+}
+
+#[test]
+fn initial_ranges_are_those_of_the_tutorial() {
+    let (vs, _) = build(&CctConfig::reference());
+    let variables = vs.variables();
+    for (name, limit) in [
+        ("tokenizer.conv_layers.0.0.weight", 0.61882),
+        ("tokenizer.conv_layers.1.0.weight", 0.13398),
+        ("classifier.positional_emb", 0.17678),
+        ("classifier.blocks.0.self_attn.qkv.weight", 0.01899),
+        ("classifier.blocks.0.self_attn.proj.weight", 0.10825),
+        ("classifier.blocks.0.linear1.weight", 0.15309),
+        ("classifier.attention_pool.weight", 0.21567),
+        ("classifier.fc.weight", 0.20851),
+    ] {
+        let got = variables[name].abs().max().double_value(&[]);
+        assert!(got <= limit + 1e-5 && got > 0.95 * limit, "{name}: {got} {limit}");
+    }
+    assert_eq!(variables["classifier.fc.bias"].abs().max().double_value(&[]), 0.0);
+}
+
+#[test]
+fn an_images_logits_do_not_depend_on_its_neighbours_and_gradients_reach_everything() {
+    for config in small() {
+        let (vs, network) = build(&config);
+        let images = Tensor::rand([3, 3, 32, 32], (Kind::Float, Device::Cpu));
+        tch::no_grad(|| {
+            let together = network.forward_t(&images, false);
+            for i in 0..3 {
+                let alone = network.forward_t(&images.narrow(0, i, 1), false);
+                let difference = (together.narrow(0, i, 1) - alone).abs().max().double_value(&[]);
+                assert!(difference < 1e-5, "{difference}");
+            }
+        });
+        let labels = Tensor::from_slice(&[0i64, 1, 2]);
+        network.forward_t(&images, true).cross_entropy_for_logits(&labels).backward();
+        for (name, tensor) in vs.variables() {
+            if tensor.requires_grad() {
+                let gradient = tensor.grad();
+                assert!(gradient.defined() && gradient.isfinite().all().int64_value(&[]) == 1, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_maps_have_the_shape_of_the_token_map() {
+    let images = Tensor::rand([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+    for config in small() {
+        let (_vs, network) = build(&config);
+        let maps = tch::no_grad(|| network.attention_maps(&images)).expect("there is attention");
+        let heads = if config.class_token { config.num_heads } else { 1 };
+        assert_eq!(maps.size(), [2, heads, 8, 8]);
+        let sums = maps.sum_dim_intlist([2i64, 3].as_slice(), false, Kind::Float);
+        // The pooling's weights sum to one; the class token keeps a share for itself.
+        let (low, high) = (sums.min().double_value(&[]), sums.max().double_value(&[]));
+        assert!(high < 1.0 + 1e-5 && (config.class_token || low > 1.0 - 1e-5), "{low} {high}");
+    }
+}
+
+#[test]
+fn sinusoids_are_stored_and_not_trained() {
+    let (vs, _) = build(&small()[2]);
+    let position = vs.variables()["classifier.positional_emb"].shallow_clone();
+    assert!(!position.requires_grad());
+    let at = |p: i64, i: i64| position.double_value(&[0, p, i]);
+    assert_eq!((at(0, 0), at(0, 1)), (0.0, 1.0));
+    assert!((at(3, 0) - 3f64.sin()).abs() < 1e-6 && (at(3, 1) - 3f64.cos()).abs() < 1e-6);
+    let angle = 3.0 / 10000f64.powf(4.0 / 32.0);
+    assert!((at(3, 4) - angle.sin()).abs() < 1e-6 && (at(3, 5) - angle.cos()).abs() < 1e-6);
+}
+
+#[test]
+fn one_draw_of_stochastic_depth_can_serve_both_branches() {
+    // With every draw dropped but the first block's, a sample's tokens pass a block unchanged or
+    // through both branches; with draws of their own, one branch alone happens too.
+    let config = CctConfig { drop_path_rate: 0.5, attn_drop: 0.0, mlp_drop: 0.0, ..small()[0].clone() };
+    let images = Tensor::rand([1, 3, 32, 32], (Kind::Float, Device::Cpu)).repeat([64, 1, 1, 1]);
+    let outcomes = |shared_drop_path| {
+        let (_vs, network) = build(&CctConfig { shared_drop_path, ..config.clone() });
+        let logits = tch::no_grad(|| network.forward_t(&images, true));
+        let mut seen: Vec<i64> =
+            (0..64).map(|i| (logits.double_value(&[i, 0]) * 1e4).round() as i64).collect();
+        seen.sort_unstable();
+        seen.dedup_by(|a, b| (*a - *b).abs() <= 2);
+        seen.len()
+    };
+    assert_eq!((outcomes(true), outcomes(false)), (2, 4));
+}
+
+#[test]
+fn position_embeddings_are_resized_and_prefixes_kept() {
+    let grid = Tensor::from_slice(&[9f32, 0., 4., 8., 12.]).reshape([1, 5, 1]);
+    let resized = resize_position_embedding(&grid, 1, 4).expect("four is a square");
+    // Half-pixel bilinear: the corners stay, the first row goes 0, 1, 3, 4.
+    let values = Vec::<f32>::try_from(resized.flatten(0, -1)).expect("a vector");
+    assert_eq!(values[..5], [9., 0., 1., 3., 4.]);
+    assert_eq!(values[16], 12.);
+    assert!(resize_position_embedding(&grid, 0, 4).is_err());
+}

@@ -1,0 +1,201 @@
+//! The network: patch embedding, encoder, head.
+
+use core_layers::{
+    AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention, drop_path,
+    drop_path_rates, parameter,
+};
+use tch::nn::Path;
+use tch::{Kind, TchError, Tensor};
+
+use crate::config::{VitConfig, VitInit};
+
+/// Of every layer norm in the family.
+const NORM_EPS: f64 = 1e-6;
+
+/// A Vision Transformer; see [`VitConfig`].
+///
+/// Features are the `[B, embed_dim]` class token after the last norm. Attention maps are the class
+/// token's attention to the patches in the last block, `[B, heads, h, w]`.
+#[derive(Debug)]
+pub struct Vit {
+    patches: Conv2d,
+    class_token: Tensor,
+    position: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    head: Linear,
+    grid: i64,
+}
+
+#[derive(Debug)]
+struct Block {
+    first_norm: LayerNorm,
+    attention: MultiHeadAttention,
+    second_norm: LayerNorm,
+    mlp: Mlp,
+    drop_path_rate: f64,
+}
+
+impl Vit {
+    pub(crate) fn new(vs: &Path, config: &VitConfig) -> Result<Self, TchError> {
+        let &VitConfig { embed_dim: dim, patch_size, num_classes, init, .. } = config;
+        let scheme = init.scheme();
+        let fan_in = 3 * patch_size * patch_size;
+        let (patch_weight, patch_bias, class_token) = match init {
+            // The tutorial's patch embedding is a dense layer over a flattened patch.
+            VitInit::Keras => (Init::GlorotUniform { fan_in, fan_out: dim }, Init::Zeros, Init::Zeros),
+            VitInit::Timm => {
+                let torch = Init::TorchDefault { fan_in };
+                (torch, torch, Init::Normal { std: 1e-6 })
+            }
+        };
+        let tokens = config.grid() * config.grid() + 1;
+        let rates = drop_path_rates(config.drop_path_rate, config.depth);
+        Ok(Self {
+            patches: Conv2d::new(
+                &(vs / "patch_embed" / "proj"),
+                3,
+                dim,
+                patch_size,
+                patch_weight,
+                Some(patch_bias),
+            )?
+            .stride(patch_size),
+            class_token: parameter(vs, "cls_token", &[1, 1, dim], class_token)?,
+            position: parameter(vs, "pos_embed", &[1, tokens, dim], Init::Normal { std: 0.02 })?,
+            blocks: (0..)
+                .zip(rates)
+                .map(|(i, rate)| Block::new(&(vs / "blocks" / i), config, rate))
+                .collect::<Result<_, _>>()?,
+            norm: LayerNorm::new(&(vs / "norm"), dim, NORM_EPS)?,
+            head: Linear::new(
+                &(vs / "head"),
+                dim,
+                num_classes,
+                scheme.weight(dim, num_classes),
+                Some(scheme.bias(dim)),
+            )?,
+            grid: config.grid(),
+        })
+    }
+
+    /// Images `[B, 3, H, W]` to patch tokens `[B, h·w, D]`, row by row, before class token and
+    /// position embedding.
+    pub fn embed_patches(&self, images: &Tensor) -> Tensor {
+        self.patches.forward(images).flatten(2, 3).transpose(1, 2) // [B, D, h, w] -> [B, h·w, D]
+    }
+
+    /// The tokens after the last block, before the norm, and each block's attention probabilities
+    /// `[B, heads, N, N]` if they are wanted.
+    fn encode(&self, images: &Tensor, train: bool, mut probabilities: Option<&mut Vec<Tensor>>) -> Tensor {
+        let patches = self.embed_patches(images);
+        let class = self.class_token.expand([patches.size()[0], -1, -1], false);
+        let mut x = Tensor::cat(&[&class, &patches], 1) + &self.position;
+        for block in &self.blocks {
+            let (y, attention) = block.forward_t(&x, train);
+            x = y;
+            if let Some(all) = probabilities.as_deref_mut() {
+                all.push(attention);
+            }
+        }
+        x
+    }
+
+    /// Attention probabilities of every block, `[B, heads, N, N]` with the class token first, for
+    /// images `[B, 3, H, W]`.
+    pub fn block_attention(&self, images: &Tensor) -> Vec<Tensor> {
+        let mut all = Vec::new();
+        let _ = self.encode(images, false, Some(&mut all));
+        all
+    }
+
+    /// Attention rollout (Abnar & Zuidema, arXiv:2005.00928): how much of each patch reaches the
+    /// class token through all blocks, `[B, 1, h, w]`. In each block the heads are averaged, the
+    /// residual counts as much as the attention, and rows sum to one.
+    pub fn attention_rollout(&self, images: &Tensor) -> Tensor {
+        let all = self.block_attention(images);
+        let n = self.grid * self.grid + 1;
+        let identity = Tensor::eye(n, (Kind::Float, images.device()));
+        let rolled = all.iter().fold(identity.unsqueeze(0), |rolled, attention| {
+            let mixed = attention.mean_dim([1i64].as_slice(), false, Kind::Float) * 0.5 + &identity * 0.5;
+            mixed.matmul(&rolled) // [B, N, N] x [B, N, N]
+        });
+        rolled.select(1, 0).narrow(1, 1, n - 1).reshape([-1, 1, self.grid, self.grid])
+    }
+}
+
+impl Block {
+    fn new(vs: &Path, config: &VitConfig, drop_path_rate: f64) -> Result<Self, TchError> {
+        let &VitConfig { embed_dim: dim, num_heads, init, .. } = config;
+        let scheme = init.scheme();
+        let attention = AttentionConfig {
+            dim,
+            num_heads,
+            head_dim: dim / num_heads,
+            qkv_bias: config.qkv_bias,
+            attn_drop: 0.0,
+            // In the tutorial too the three are one dense layer.
+            qkv_init: scheme.weight(dim, 3 * dim),
+            proj_init: scheme.weight(dim, dim),
+            bias_init: Init::Zeros,
+        };
+        let mlp = MlpConfig {
+            dim,
+            hidden: config.mlp_hidden,
+            activation: config.activation,
+            act_on_output: config.act_on_output,
+            drop: config.mlp_drop,
+            init: scheme,
+        };
+        Ok(Self {
+            first_norm: LayerNorm::new(&(vs / "norm1"), dim, NORM_EPS)?,
+            attention: MultiHeadAttention::new(&(vs / "attn"), attention)?,
+            second_norm: LayerNorm::new(&(vs / "norm2"), dim, NORM_EPS)?,
+            mlp: Mlp::new(&(vs / "mlp" / "fc1"), &(vs / "mlp" / "fc2"), mlp)?,
+            drop_path_rate,
+        })
+    }
+
+    /// `[B, N, D]` → the same shape, and the attention probabilities `[B, heads, N, N]`.
+    fn forward_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
+        let (mixed, probabilities) = self.attention.with_probabilities(&self.first_norm.forward(x), train);
+        let x = x + drop_path(mixed, self.drop_path_rate, train);
+        let branch = self.mlp.forward_t(&self.second_norm.forward(&x), train);
+        let y = &x + drop_path(branch, self.drop_path_rate, train);
+        (y, probabilities)
+    }
+}
+
+impl Model for Vit {
+    fn forward_features(&self, images: &Tensor, train: bool) -> Tensor {
+        self.norm.forward(&self.encode(images, train, None).select(1, 0))
+    }
+
+    fn forward_head(&self, features: &Tensor, _train: bool) -> Tensor {
+        self.head.forward(features)
+    }
+
+    fn attention_maps(&self, images: &Tensor) -> Option<Tensor> {
+        let last = self.block_attention(images).pop()?;
+        let row = last.select(2, 0).narrow(2, 1, self.grid * self.grid); // [B, heads, N - 1]
+        Some(row.reshape([row.size()[0], -1, self.grid, self.grid]))
+    }
+}
+
+/// A position embedding `[1, 1 + N, D]` for another square grid of patches: the class token's slot
+/// stays, the rest is resized as timm does it, bicubic with antialiasing, N to `side`².
+///
+/// # Errors
+/// A number of positions that is no square, or libtorch's refusal.
+pub fn resize_position_embedding(embedding: &Tensor, side: i64) -> Result<Tensor, TchError> {
+    let (_, tokens, dim) = embedding.size3()?;
+    let old = ((tokens - 1) as f64).sqrt().round() as i64;
+    if old < 1 || old * old != tokens - 1 {
+        return Err(TchError::Shape(format!("{tokens} positions less the class token's are no square grid")));
+    }
+    let grid = embedding.f_narrow(1, 1, old * old)?.f_reshape([1, old, old, dim])?;
+    let grid = grid.f_permute([0, 3, 1, 2])?;
+    let resized = grid.f_internal_upsample_bicubic2d_aa([side, side], false, None, None)?;
+    let resized = resized.f_permute([0, 2, 3, 1])?.f_reshape([1, side * side, dim])?;
+    Tensor::f_cat(&[embedding.f_narrow(1, 0, 1)?, resized], 1)
+}
