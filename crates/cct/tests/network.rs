@@ -81,7 +81,7 @@ fn initial_ranges_are_those_of_the_tutorial() {
         ("classifier.fc.weight", 0.20851),
     ] {
         let got = variables[name].abs().max().double_value(&[]);
-        assert!(got <= limit + 1e-5 && got > 0.95 * limit, "{name}: {got} {limit}");
+        assert!(got <= limit + 1e-5 && got > 0.9 * limit, "{name}: {got} {limit}");
     }
     assert_eq!(variables["classifier.fc.bias"].abs().max().double_value(&[]), 0.0);
 }
@@ -146,11 +146,12 @@ fn one_draw_of_stochastic_depth_can_serve_both_branches() {
     let outcomes = |shared_drop_path| {
         let (_vs, network) = build(&CctConfig { shared_drop_path, ..config.clone() });
         let logits = tch::no_grad(|| network.forward_t(&images, true));
-        let mut seen: Vec<i64> =
-            (0..64).map(|i| (logits.double_value(&[i, 0]) * 1e4).round() as i64).collect();
-        seen.sort_unstable();
-        seen.dedup_by(|a, b| (*a - *b).abs() <= 2);
-        seen.len()
+        let differ = |a: i64, b: i64| {
+            let difference = (logits.select(0, a) - logits.select(0, b)).abs().max().double_value(&[]);
+            difference > 1e-5
+        };
+        // A sample is new if it differs from every one before it.
+        (0..64).filter(|&i| (0..i).all(|j| differ(i, j))).count()
     };
     assert_eq!((outcomes(true), outcomes(false)), (2, 4));
 }
