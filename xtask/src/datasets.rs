@@ -215,6 +215,9 @@ fn in_cache(cache: &Path, layout: &Layout, source: &Source) -> Result<PathBuf> {
     let _lock = disk::lock(cache)?;
     // A file that was given is judged even when what it would give is there.
     if let Some(archive) = &source.archive {
+        if !archive.is_file() {
+            bail!("--archive {} is not a file", archive.display());
+        }
         disk::verify_sha256(archive, &sha256)
             .context("the archive is not the expected one; --sha256 HEX names another on purpose")?;
     }
