@@ -104,7 +104,7 @@ impl Cct {
 
     /// Images `[B, 3, H, W]` to tokens `[B, h·w, D]`, row by row, before the position embedding.
     pub fn tokenize(&self, images: &Tensor) -> Tensor {
-        self.token_map(images).flatten(2, 3).transpose(1, 2) // [B, D, h, w] -> [B, h·w, D]
+        as_tokens(&self.token_map(images))
     }
 
     fn token_map(&self, images: &Tensor) -> Tensor {
@@ -127,9 +127,10 @@ impl Cct {
         })
     }
 
-    /// The normalised tokens after the encoder, and the last block's attention probabilities.
-    fn encode(&self, images: &Tensor, train: bool) -> (Tensor, Tensor) {
-        let mut x = self.tokenize(images);
+    /// Tokens `[B, h·w, D]` to the normalised tokens after the encoder, and the last block's
+    /// attention probabilities.
+    fn encode(&self, tokens: Tensor, train: bool) -> (Tensor, Tensor) {
+        let mut x = tokens;
         if let Pooling::ClassToken(token) = &self.pooling {
             x = Tensor::cat(&[&token.expand([x.size()[0], -1, -1], false), &x], 1);
         }
@@ -142,6 +143,11 @@ impl Cct {
         }
         (self.norm.forward(&x), probabilities)
     }
+}
+
+/// `[B, D, h, w]` → `[B, h·w, D]`, row by row.
+fn as_tokens(map: &Tensor) -> Tensor {
+    map.flatten(2, 3).transpose(1, 2)
 }
 
 fn tokenizer_stage(vs: &Path, config: &CctConfig, stage: i64) -> Result<Conv2d, TchError> {
@@ -223,7 +229,7 @@ impl Block {
 
 impl Model for Cct {
     fn forward_features(&self, images: &Tensor, train: bool) -> Tensor {
-        let (tokens, _) = self.encode(images, train);
+        let (tokens, _) = self.encode(self.tokenize(images), train);
         match &self.pooling {
             Pooling::ClassToken(_) => tokens.select(1, 0),
             Pooling::Sequence(scores) => {
@@ -238,9 +244,10 @@ impl Model for Cct {
     }
 
     fn attention_maps(&self, images: &Tensor) -> Option<Tensor> {
-        let map = self.token_map(images).size();
-        let (batch, height, width) = (map[0], map[2], map[3]);
-        let (tokens, probabilities) = self.encode(images, false);
+        let map = self.token_map(images);
+        let size = map.size();
+        let (batch, height, width) = (size[0], size[2], size[3]);
+        let (tokens, probabilities) = self.encode(as_tokens(&map), false);
         Some(match &self.pooling {
             Pooling::ClassToken(_) => {
                 // The class token's row without its own entry: [B, heads, N - 1].

@@ -1,6 +1,7 @@
 //! Properties every built network has: names, counts, initial ranges, independence of neighbours.
 
 use cct::{CctConfig, PositionEmbedding, resize_position_embedding};
+use core_layers::parity;
 use core_layers::{Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -43,7 +44,7 @@ fn tensors_have_the_official_names_and_shapes() {
     ] {
         assert_eq!(variables.get(name).map(Tensor::size), Some(shape), "{name}");
     }
-    // Ten per block besides the qkv bias there is none of, and seven outside.
+    // Eleven per block, which has no qkv bias, and eight outside.
     assert_eq!(variables.len(), 7 * 11 + 8, "{:?}", variables.keys());
     let (vs, _) = build(&CctConfig::vit_lite(2));
     let variables = vs.variables();
@@ -91,22 +92,9 @@ fn an_images_logits_do_not_depend_on_its_neighbours_and_gradients_reach_everythi
     for config in small() {
         let (vs, network) = build(&config);
         let images = Tensor::rand([3, 3, 32, 32], (Kind::Float, Device::Cpu));
-        tch::no_grad(|| {
-            let together = network.forward_t(&images, false);
-            for i in 0..3 {
-                let alone = network.forward_t(&images.narrow(0, i, 1), false);
-                let difference = (together.narrow(0, i, 1) - alone).abs().max().double_value(&[]);
-                assert!(difference < 1e-5, "{difference}");
-            }
-        });
-        let labels = Tensor::from_slice(&[0i64, 1, 2]);
-        network.forward_t(&images, true).cross_entropy_for_logits(&labels).backward();
-        for (name, tensor) in vs.variables() {
-            if tensor.requires_grad() {
-                let gradient = tensor.grad();
-                assert!(gradient.defined() && gradient.isfinite().all().int64_value(&[]) == 1, "{name}");
-            }
-        }
+        let difference = parity::batch_dependence(&network, &images);
+        assert!(difference < 1e-5, "{difference}");
+        assert_eq!(parity::without_gradient(&vs, &network, &images), [""; 0]);
     }
 }
 

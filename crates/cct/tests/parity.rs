@@ -4,7 +4,7 @@
 //! the official implementation on PyTorch 2.11 (CCT-7/3x1).
 
 use cct::{CctConfig, Wiring};
-use core_layers::parity::{self, Role};
+use core_layers::parity::{self, Role, largest_difference};
 use core_layers::{Activation, Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -76,11 +76,6 @@ fn logits(config: &CctConfig, fill: impl Fn(&nn::VarStore)) -> Tensor {
     let network = config.init(&vs.root()).expect("the configuration is valid");
     fill(&vs);
     tch::no_grad(|| network.forward_t(&(parity::images(2, 32) / 255.0), false))
-}
-
-fn largest_difference(got: &Tensor, want: &[f64]) -> f64 {
-    let got = got.flatten(0, -1).narrow(0, 0, want.len() as i64).to_kind(Kind::Double);
-    (got - Tensor::from_slice(want)).abs().max().double_value(&[])
 }
 
 const REFERENCE: [f64; 20] = [

@@ -1,6 +1,6 @@
 //! The network: stem, blocks, global mean, linear head.
 
-use core_layers::{Activation, BatchNorm2d, Conv2d, Linear, Model, Padding};
+use core_layers::{Activation, BatchNorm2d, Conv2d, InitScheme, Linear, Model, Padding};
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
@@ -66,12 +66,8 @@ impl Block {
         let kernel_area = kernel_size * kernel_size;
         // Keras counts all channels among a depthwise kernel's inputs, although each output sees
         // one; PyTorch does not.
-        let depthwise = match init {
-            core_layers::InitScheme::Glorot => init.weight(kernel_area * embed_dim, kernel_area),
-            core_layers::InitScheme::Torch | core_layers::InitScheme::Normal02 => {
-                init.weight(kernel_area, kernel_area)
-            }
-        };
+        let fan_in = if init == InitScheme::Glorot { kernel_area * embed_dim } else { kernel_area };
+        let depthwise = init.weight(fan_in, kernel_area);
         let pointwise = init.weight(embed_dim, embed_dim);
         Ok(Self {
             depthwise: Conv2d::depthwise(

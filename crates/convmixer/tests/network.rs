@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use convmixer::ConvMixerConfig;
+use core_layers::parity;
 use core_layers::{Init, InitScheme, Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -95,14 +96,8 @@ fn an_images_logits_do_not_depend_on_its_neighbours() {
     tch::manual_seed(1);
     let network = small(InitScheme::Torch).init(&vs.root()).expect("the configuration is valid");
     let images = Tensor::rand([3, 3, 32, 32], (Kind::Float, Device::Cpu));
-    tch::no_grad(|| {
-        let together = network.forward_t(&images, false);
-        for i in 0..3 {
-            let alone = network.forward_t(&images.narrow(0, i, 1), false);
-            let difference = (together.narrow(0, i, 1) - alone).abs().max().double_value(&[]);
-            assert!(difference < 1e-5, "{difference}");
-        }
-    });
+    let difference = parity::batch_dependence(&network, &images);
+    assert!(difference < 1e-5, "{difference}");
 }
 
 #[test]
@@ -111,17 +106,7 @@ fn every_trainable_tensor_gets_a_gradient() {
     tch::manual_seed(2);
     let network = small(InitScheme::Glorot).init(&vs.root()).expect("the configuration is valid");
     let images = Tensor::rand([4, 3, 32, 32], (Kind::Float, Device::Cpu));
-    let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
-    network.forward_t(&images, true).cross_entropy_for_logits(&labels).backward();
-    for (name, tensor) in vs.variables() {
-        if tensor.requires_grad() {
-            let gradient = tensor.grad();
-            assert!(
-                gradient.defined() && bool::try_from(gradient.isfinite().all()).unwrap_or(false),
-                "{name}"
-            );
-        }
-    }
+    assert_eq!(parity::without_gradient(&vs, &network, &images), [""; 0]);
 }
 
 #[test]

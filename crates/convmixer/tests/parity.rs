@@ -5,7 +5,7 @@
 //! (`convmixer_768_32`).
 
 use convmixer::ConvMixerConfig;
-use core_layers::parity::{self, Role};
+use core_layers::parity::{self, Role, largest_difference};
 use core_layers::{Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -43,11 +43,6 @@ fn tutorial_name(name: &str) -> String {
         ["blocks", i, "3", last] => norm(&format!("b{i}.bn2"), last),
         _ => name.to_owned(),
     }
-}
-
-fn largest_difference(got: &Tensor, want: &[f64]) -> f64 {
-    let want = Tensor::from_slice(want).to_kind(Kind::Double);
-    (got.flatten(0, -1).to_kind(Kind::Double) - want).abs().max().double_value(&[])
 }
 
 fn reference(config: &ConvMixerConfig) -> Tensor {

@@ -75,11 +75,6 @@ impl MultiHeadAttention {
         })
     }
 
-    /// Tokens `[B, N, dim]` → the same shape.
-    pub fn forward_t(&self, tokens: &Tensor, train: bool) -> Tensor {
-        self.with_probabilities(tokens, train).0
-    }
-
     /// Tokens `[B, N, dim]` → the same shape, and the probabilities `[B, h, N, N]` before dropout.
     pub fn with_probabilities(&self, tokens: &Tensor, train: bool) -> (Tensor, Tensor) {
         let qkv = self.qkv.forward(tokens).chunk(3, -1); // [B, N, 3·h·d] -> 3 x [B, N, h·d]

@@ -3,8 +3,13 @@
 //! Both sides fill every parameter with the same numbers, made from the parameter's name alone,
 //! and compare logits: no files change hands. The generator is FNV-1a over the name and
 //! SplitMix64 over the element's index.
+//!
+//! Beside them, what the tests of every architecture measure.
 
-use tch::Tensor;
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+use crate::Model;
 
 /// What a tensor is for, which decides the range of its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +49,40 @@ pub fn tensor(name: &str, shape: &[i64], role: Role) -> Tensor {
 /// Images `[batch, 3, size, size]` with whole values 0 to 255 as f32 on the CPU.
 pub fn images(batch: i64, size: i64) -> Tensor {
     from_uniform("image", &[batch, 3, size, size], |u| (256.0 * u).floor())
+}
+
+/// The largest absolute difference between the first values of a tensor, row-major, and `want`.
+pub fn largest_difference(got: &Tensor, want: &[f64]) -> f64 {
+    let got = got.flatten(0, -1).narrow(0, 0, want.len() as i64).to_kind(Kind::Double);
+    (got - Tensor::from_slice(want)).abs().max().double_value(&[])
+}
+
+/// How much the logits of images `[B, 3, H, W]` change, in eval mode, when each is alone in its
+/// batch: nothing but rounding in a network that keeps images apart.
+pub fn batch_dependence(network: &dyn Model, images: &Tensor) -> f64 {
+    tch::no_grad(|| {
+        let together = network.forward_t(images, false);
+        let change = |i: i64| {
+            let alone = network.forward_t(&images.narrow(0, i, 1), false);
+            (together.narrow(0, i, 1) - alone).abs().max().double_value(&[])
+        };
+        // Not `f64::max`, which would let a NaN pass for no change.
+        let larger = |most: f64, x: f64| if x > most || x.is_nan() { x } else { most };
+        (0..images.size()[0]).map(change).fold(0.0, larger)
+    })
+}
+
+/// Names of the trainable tensors that have no finite gradient after one training step's backward
+/// pass over images `[B, 3, H, W]`, labelled 0, 1, 2, ….
+pub fn without_gradient(vs: &VarStore, network: &dyn Model, images: &Tensor) -> Vec<String> {
+    let labels = Tensor::arange(images.size()[0], (Kind::Int64, images.device()));
+    network.forward_t(images, true).cross_entropy_for_logits(&labels).backward();
+    let reached = |tensor: &Tensor| {
+        let gradient = tensor.grad();
+        gradient.defined() && gradient.isfinite().all().int64_value(&[]) == 1
+    };
+    let variables = vs.variables().into_iter();
+    variables.filter(|(_, tensor)| tensor.requires_grad() && !reached(tensor)).map(|(name, _)| name).collect()
 }
 
 fn from_uniform(name: &str, shape: &[i64], value: impl Fn(f64) -> f64) -> Tensor {

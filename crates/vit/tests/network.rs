@@ -1,5 +1,6 @@
 //! Properties every built network has: names, counts, initial ranges, independence of neighbours.
 
+use core_layers::parity;
 use core_layers::{Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
 use vit::{VitConfig, resize_position_embedding};
@@ -93,20 +94,9 @@ fn an_images_logits_do_not_depend_on_its_neighbours_and_gradients_reach_everythi
     for config in small() {
         let (vs, network) = build(&config);
         let images = Tensor::rand([3, 3, config.image_size, config.image_size], (Kind::Float, Device::Cpu));
-        tch::no_grad(|| {
-            let together = network.forward_t(&images, false);
-            for i in 0..3 {
-                let alone = network.forward_t(&images.narrow(0, i, 1), false);
-                let difference = (together.narrow(0, i, 1) - alone).abs().max().double_value(&[]);
-                assert!(difference < 1e-5, "{difference}");
-            }
-        });
-        let labels = Tensor::from_slice(&[0i64, 1, 2]);
-        network.forward_t(&images, true).cross_entropy_for_logits(&labels).backward();
-        for (name, tensor) in vs.variables() {
-            let gradient = tensor.grad();
-            assert!(gradient.defined() && gradient.isfinite().all().int64_value(&[]) == 1, "{name}");
-        }
+        let difference = parity::batch_dependence(&network, &images);
+        assert!(difference < 1e-5, "{difference}");
+        assert_eq!(parity::without_gradient(&vs, &network, &images), [""; 0]);
     }
 }
 

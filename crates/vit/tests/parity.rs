@@ -3,7 +3,7 @@
 //! The expected numbers were made in f32 with Keras 3.15.1 (the CIFAR-10 network), and with timm
 //! 1.0.28 on PyTorch 2.11 (the family).
 
-use core_layers::parity::{self, Role};
+use core_layers::parity::{self, Role, largest_difference};
 use core_layers::{Activation, Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
 use vit::VitConfig;
@@ -46,11 +46,6 @@ fn build(config: &VitConfig, rename: impl Fn(&str) -> String) -> (nn::VarStore, 
     let network = config.init(&vs.root()).expect("the configuration is valid");
     fill(&vs, rename);
     (vs, network)
-}
-
-fn largest_difference(got: &Tensor, want: &[f64]) -> f64 {
-    let got = got.flatten(0, -1).narrow(0, 0, want.len() as i64).to_kind(Kind::Double);
-    (got - Tensor::from_slice(want)).abs().max().double_value(&[])
 }
 
 const REFERENCE: [f64; 20] = [
