@@ -1,10 +1,11 @@
 //! The numbers that make a CCT, CVT or ViT-Lite, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, InitScheme, ModelConfig, Variant, count, field_error, require_rates,
-    require_sizes,
+    Activation, ConfigError, InitScheme, ModelConfig, Resample, Variant, count, field_error, require_rates,
+    require_sizes, resize_position_embedding,
 };
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 use tch::nn::Path;
 
 use crate::Cct;
@@ -240,6 +241,18 @@ impl ModelConfig for CctConfig {
         Variant { name: "vit_lite_6_4_32", config: || Self::vit_lite(6) },
         Variant { name: "vit_lite_7_4_32", config: || Self::vit_lite(7) },
     ];
+
+    const HEAD: &'static str = "classifier.fc.";
+
+    /// The position embedding, bilinear, as the official implementation does. A class token's place
+    /// is the position that a square grid leaves over.
+    fn resample(name: &str, tensor: &Tensor, shape: &[i64]) -> Option<Tensor> {
+        if name != "classifier.positional_emb" || shape.len() != 3 {
+            return None;
+        }
+        let side = (shape[1] as f64).sqrt() as i64;
+        resize_position_embedding(tensor, shape[1] - side * side, side, Resample::Bilinear).ok()
+    }
 
     fn image_size(&self) -> i64 {
         self.image_size

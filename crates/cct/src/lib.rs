@@ -4,4 +4,4 @@ mod config;
 mod network;
 
 pub use config::{CctConfig, CctInit, PositionEmbedding, Tokenizer, Wiring};
-pub use network::{Cct, resize_position_embedding};
+pub use network::Cct;

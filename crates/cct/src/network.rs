@@ -2,10 +2,11 @@
 
 use core_layers::{
     AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention, Padding,
-    apply_drop_path, buffer, drop_path_mask, drop_path_rates, pad_same, parameter,
+    SequencePooling, apply_drop_path, buffer, drop_path_mask, drop_path_rates, first_token_map,
+    map_to_tokens, pad_same, parameter, patch_embedding, prepend_tokens, sinusoidal_position_embedding,
 };
 use tch::nn::Path;
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use crate::config::{CctConfig, CctInit, PositionEmbedding, Tokenizer, Wiring};
 
@@ -33,7 +34,7 @@ enum Pooling {
     /// A class token, `[1, 1, D]`, that the encoder sees first.
     ClassToken(Tensor),
     /// The mean of the tokens, weighted by a softmax over a learned score of each.
-    Sequence(Linear),
+    Sequence(SequencePooling),
 }
 
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Cct {
             (PositionEmbedding::None, _) => None,
             (PositionEmbedding::Sinusoidal, _) => {
                 let mut position = buffer(&classifier, "positional_emb", &shape, Init::Zeros)?;
-                position.f_copy_(&sinusoids(tokens, dim))?;
+                position.f_copy_(&sinusoidal_position_embedding(tokens, dim))?;
                 Some(position)
             }
             (PositionEmbedding::Learned, CctInit::Official) => {
@@ -77,7 +78,7 @@ impl Cct {
             Pooling::ClassToken(parameter(&classifier, "class_emb", &[1, 1, dim], Init::Zeros)?)
         } else {
             let path = &classifier / "attention_pool";
-            Pooling::Sequence(Linear::new(&path, dim, 1, scheme.weight(dim, 1), Some(scheme.bias(dim)))?)
+            Pooling::Sequence(SequencePooling::new(&path, dim, scheme.weight(dim, 1), scheme.bias(dim))?)
         };
         let rates = drop_path_rates(config.drop_path_rate, config.depth);
         let blocks = (0..)
@@ -104,7 +105,7 @@ impl Cct {
 
     /// Images `[B, 3, H, W]` to tokens `[B, h·w, D]`, row by row, before the position embedding.
     pub fn tokenize(&self, images: &Tensor) -> Tensor {
-        as_tokens(&self.token_map(images))
+        map_to_tokens(&self.token_map(images))
     }
 
     fn token_map(&self, images: &Tensor) -> Tensor {
@@ -132,7 +133,7 @@ impl Cct {
     fn encode(&self, tokens: Tensor, train: bool) -> (Tensor, Tensor) {
         let mut x = tokens;
         if let Pooling::ClassToken(token) = &self.pooling {
-            x = Tensor::cat(&[&token.expand([x.size()[0], -1, -1], false), &x], 1);
+            x = prepend_tokens(token, &x);
         }
         if let Some(position) = &self.position {
             x += position;
@@ -145,11 +146,6 @@ impl Cct {
     }
 }
 
-/// `[B, D, h, w]` → `[B, h·w, D]`, row by row.
-fn as_tokens(map: &Tensor) -> Tensor {
-    map.flatten(2, 3).transpose(1, 2)
-}
-
 fn tokenizer_stage(vs: &Path, config: &CctConfig, stage: i64) -> Result<Conv2d, TchError> {
     let (inputs, outputs) = config.stage_channels(stage);
     let kernel = config.kernel_size;
@@ -158,11 +154,12 @@ fn tokenizer_stage(vs: &Path, config: &CctConfig, stage: i64) -> Result<Conv2d, 
         CctInit::Keras => Init::HeNormalTruncated { fan_in },
         CctInit::Official => Init::KaimingNormal { fan_in },
     };
-    let bias = (config.tokenizer == Tokenizer::Patch).then_some(Init::TorchDefault { fan_in });
-    let conv = Conv2d::new(vs, inputs, outputs, kernel, weight, bias)?;
+    if config.tokenizer == Tokenizer::Patch {
+        return patch_embedding(vs, outputs, kernel, weight, Init::TorchDefault { fan_in });
+    }
+    let conv = Conv2d::new(vs, inputs, outputs, kernel, weight, None)?;
     Ok(match config.tokenizer {
-        Tokenizer::Patch => conv.stride(kernel),
-        Tokenizer::TutorialConv => conv,
+        Tokenizer::Patch | Tokenizer::TutorialConv => conv,
         Tokenizer::Conv => {
             conv.stride((kernel / 2 - 1).max(1)).padding(Padding::Symmetric((kernel / 2).max(1)))
         }
@@ -186,6 +183,7 @@ impl Block {
             num_heads,
             head_dim,
             qkv_bias: config.qkv_bias,
+            external_query: false,
             attn_drop: config.attn_drop,
             qkv_init,
             proj_init,
@@ -215,7 +213,7 @@ impl Block {
         let draw = || drop_path_mask(x, self.drop_path_rate, train);
         let first = draw();
         let second = if self.shared_drop_path { first.as_ref().map(Tensor::shallow_clone) } else { draw() };
-        let (mixed, probabilities) = self.attention.with_probabilities(&self.first_norm.forward(x), train);
+        let (mixed, probabilities) = self.attention.forward_t(&self.first_norm.forward(x), None, None, train);
         let x = x + apply_drop_path(mixed, first.as_ref());
         let normed = self.second_norm.forward(&x);
         let branch = apply_drop_path(self.mlp.forward_t(&normed, train), second.as_ref());
@@ -232,10 +230,7 @@ impl Model for Cct {
         let (tokens, _) = self.encode(self.tokenize(images), train);
         match &self.pooling {
             Pooling::ClassToken(_) => tokens.select(1, 0),
-            Pooling::Sequence(scores) => {
-                let weights = scores.forward(&tokens).softmax(1, Kind::Float); // [B, N, 1]
-                weights.transpose(1, 2).matmul(&tokens).squeeze_dim(1) // [B, 1, N] x [B, N, D] -> [B, D]
-            }
+            Pooling::Sequence(pooling) => pooling.forward(&tokens),
         }
     }
 
@@ -247,45 +242,10 @@ impl Model for Cct {
         let map = self.token_map(images);
         let size = map.size();
         let (batch, height, width) = (size[0], size[2], size[3]);
-        let (tokens, probabilities) = self.encode(as_tokens(&map), false);
+        let (tokens, probabilities) = self.encode(map_to_tokens(&map), false);
         Some(match &self.pooling {
-            Pooling::ClassToken(_) => {
-                // The class token's row without its own entry: [B, heads, N - 1].
-                let row = probabilities.select(2, 0).narrow(2, 1, height * width);
-                row.reshape([batch, -1, height, width])
-            }
-            Pooling::Sequence(scores) => {
-                scores.forward(&tokens).softmax(1, Kind::Float).reshape([batch, 1, height, width])
-            }
+            Pooling::ClassToken(_) => first_token_map(&probabilities, height, width),
+            Pooling::Sequence(pooling) => pooling.weights(&tokens).reshape([batch, 1, height, width]),
         })
     }
-}
-
-/// Fixed embedding `[1, tokens, dim]`: angle p / 10000^(2⌊i/2⌋/dim), its sine on even channels and
-/// its cosine on odd ones.
-fn sinusoids(tokens: i64, dim: i64) -> Tensor {
-    let value = |p: i64, i: i64| {
-        let angle = p as f64 / 10000f64.powf((2 * (i / 2)) as f64 / dim as f64);
-        if i % 2 == 0 { angle.sin() } else { angle.cos() }
-    };
-    let values: Vec<f32> = (0..tokens).flat_map(|p| (0..dim).map(move |i| value(p, i) as f32)).collect();
-    Tensor::from_slice(&values).reshape([1, tokens, dim])
-}
-
-/// A position embedding `[1, prefix + N, D]` for another square grid of tokens: the prefix (a class
-/// token's slot) stays, the rest is resized bilinearly as the official implementation does, N to
-/// `side`².
-///
-/// # Errors
-/// A number of positions that is no square, or libtorch's refusal.
-pub fn resize_position_embedding(embedding: &Tensor, prefix: i64, side: i64) -> Result<Tensor, TchError> {
-    let (_, tokens, dim) = embedding.size3()?;
-    let old = ((tokens - prefix) as f64).sqrt().round() as i64;
-    if prefix < 0 || old < 1 || old * old != tokens - prefix {
-        return Err(TchError::Shape(format!("{tokens} positions less {prefix} are no square grid")));
-    }
-    let grid = embedding.f_narrow(1, prefix, old * old)?.f_reshape([1, old, old, dim])?;
-    let resized = grid.f_permute([0, 3, 1, 2])?.f_upsample_bilinear2d([side, side], false, None, None)?;
-    let resized = resized.f_permute([0, 2, 3, 1])?.f_reshape([1, side * side, dim])?;
-    Tensor::f_cat(&[embedding.f_narrow(1, 0, prefix)?, resized], 1)
 }

@@ -1,6 +1,6 @@
 //! Properties every built network has: names, counts, initial ranges, independence of neighbours.
 
-use cct::{CctConfig, PositionEmbedding, resize_position_embedding};
+use cct::{CctConfig, PositionEmbedding};
 use core_layers::parity;
 use core_layers::{Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
@@ -145,12 +145,18 @@ fn one_draw_of_stochastic_depth_can_serve_both_branches() {
 }
 
 #[test]
-fn position_embeddings_are_resized_and_prefixes_kept() {
+fn position_embeddings_are_resampled_and_prefixes_kept() {
     let grid = Tensor::from_slice(&[9f32, 0., 4., 8., 12.]).reshape([1, 5, 1]);
-    let resized = resize_position_embedding(&grid, 1, 4).expect("four is a square");
+    let resample =
+        |grid: &Tensor, tokens| CctConfig::resample("classifier.positional_emb", grid, &[1, tokens, 1]);
+    let resized = resample(&grid, 17).expect("four is a square");
     // Half-pixel bilinear: the corners stay, the first row goes 0, 1, 3, 4.
     let values = Vec::<f32>::try_from(resized.flatten(0, -1)).expect("a vector");
     assert_eq!(values[..5], [9., 0., 1., 3., 4.]);
     assert_eq!(values[16], 12.);
-    assert!(resize_position_embedding(&grid, 0, 4).is_err());
+    // Without a class token the same tokens are resampled whole; five of them are no square.
+    let all = resample(&grid.narrow(1, 1, 4), 16).expect("four is a square");
+    assert_eq!(Vec::<f32>::try_from(all.flatten(0, -1)).expect("a vector"), values[1..]);
+    assert!(resample(&grid, 16).is_none());
+    assert!(CctConfig::resample("classifier.norm.weight", &grid, &[1, 17, 1]).is_none());
 }

@@ -93,6 +93,24 @@ impl ModelConfig for ConvMixerConfig {
         Variant { name: "convmixer_1536_20_k3_p7", config: || Self::imagenet(1536, 20, 3, 7) },
     ];
 
+    const HEAD: &'static str = "head.";
+
+    /// The authors' checkpoints number the layers of one flat sequence: patch convolution, GELU,
+    /// norm, the blocks, pooling, flattening, head.
+    fn tensor_name(&self, name: &str) -> String {
+        let Some((Ok(layer), rest)) = name.split_once('.').map(|(layer, rest)| (layer.parse::<i64>(), rest))
+        else {
+            return name.to_owned();
+        };
+        match layer - 3 {
+            -3 => format!("stem.0.{rest}"),
+            -1 => format!("stem.2.{rest}"),
+            block if (0..self.depth).contains(&block) => format!("blocks.{block}.{rest}"),
+            end if end == self.depth + 2 => format!("head.{rest}"),
+            _ => name.to_owned(),
+        }
+    }
+
     fn image_size(&self) -> i64 {
         self.image_size
     }
@@ -172,6 +190,23 @@ mod tests {
         ("convmixer_1536_20", 51_625_960, 51099.2),
         ("convmixer_1536_20_k3_p7", 49_414_120, 48834.2),
     ];
+
+    #[test]
+    fn the_authors_numbered_layers_have_their_places() {
+        let config = ConvMixerConfig::reference();
+        for (name, want) in [
+            ("0.weight", "stem.0.weight"),
+            ("2.running_mean", "stem.2.running_mean"),
+            ("3.0.fn.0.weight", "blocks.0.0.fn.0.weight"),
+            ("10.3.bias", "blocks.7.3.bias"),
+            ("13.weight", "head.weight"),
+            ("11.weight", "11.weight"),
+            ("blocks.0.1.bias", "blocks.0.1.bias"),
+            ("head.bias", "head.bias"),
+        ] {
+            assert_eq!(config.tensor_name(name), want);
+        }
+    }
 
     #[test]
     fn parameters_and_macs_are_those_of_the_published_table() {

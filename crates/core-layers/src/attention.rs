@@ -3,17 +3,26 @@
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
-use crate::{Init, Linear};
+use crate::{Init, Linear, trace};
 
-/// Attention probabilities `[B, h, Q, K]` of queries `[B, h, Q, d]` over keys `[B, h, K, d]`: the
-/// softmax over keys of q·kᵀ/√d + `bias`, which broadcasts to that shape.
-pub fn attention_probabilities(q: &Tensor, k: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let head_dim = q.size()[3];
+/// Attention of queries `[B, h, Q, d]` over keys and values `[B, h, K, d]`: the values mixed by the
+/// probabilities after dropout, `[B, h, Q, d]`, and the probabilities before it, `[B, h, Q, K]`. They
+/// are the softmax over keys of q·kᵀ/√d + `bias`, which broadcasts to that shape.
+pub fn attend(
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    bias: Option<&Tensor>,
+    drop: f64,
+    train: bool,
+) -> (Tensor, Tensor) {
+    let (head_dim, keys) = (q.size()[3], k.size()[2]);
     let scores = (q * (head_dim as f64).powf(-0.5)).matmul(&k.transpose(-2, -1));
-    match bias {
+    let probabilities = match bias {
         Some(bias) => (scores + bias).softmax(-1, Kind::Float),
         None => scores.softmax(-1, Kind::Float),
-    }
+    };
+    let mixed = probabilities.dropout(drop, train).matmul(v);
+    trace::step("Attention", &[], &mixed, &[2, keys]);
+    (mixed, probabilities)
 }
 
 /// `[B, N, h·d]` with head-major features → `[B, h, N, d]`.
@@ -38,9 +47,12 @@ pub struct AttentionConfig {
     pub head_dim: i64,
     /// Biases on queries, keys and values; the output projection always has one.
     pub qkv_bias: bool,
+    /// Whether queries come from elsewhere, so that only keys and values are projected.
+    pub external_query: bool,
     /// Dropout rate of the attention probabilities.
     pub attn_drop: f64,
-    /// What the fused query, key and value weight `[3·h·d, dim]` starts from.
+    /// What the fused query, key and value weight `[3·h·d, dim]` (two parts without the queries)
+    /// starts from.
     pub qkv_init: Init,
     /// What the output weight `[dim, h·d]` starts from.
     pub proj_init: Init,
@@ -49,7 +61,8 @@ pub struct AttentionConfig {
 }
 
 /// Self-attention over tokens (Vaswani et al., arXiv:1706.03762) with one fused projection: the
-/// rows of `qkv.weight` are all queries, then all keys, then all values, head-major inside.
+/// rows of `qkv.weight` are all queries (unless they come from elsewhere), then all keys, then all
+/// values, head-major inside.
 #[derive(Debug)]
 pub struct MultiHeadAttention {
     qkv: Linear,
@@ -64,11 +77,12 @@ impl MultiHeadAttention {
     /// # Errors
     /// What libtorch says when a tensor cannot be made.
     pub fn new(vs: &Path, config: AttentionConfig) -> Result<Self, TchError> {
-        let AttentionConfig { dim, num_heads, head_dim, qkv_bias, attn_drop, .. } = config;
+        let AttentionConfig { dim, num_heads, head_dim, qkv_bias, external_query, attn_drop, .. } = config;
         let inner = num_heads * head_dim;
+        let parts = if external_query { 2 } else { 3 };
         let bias = qkv_bias.then_some(config.bias_init);
         Ok(Self {
-            qkv: Linear::new(&(vs / "qkv"), dim, 3 * inner, config.qkv_init, bias)?,
+            qkv: Linear::new(&(vs / "qkv"), dim, parts * inner, config.qkv_init, bias)?,
             proj: Linear::new(&(vs / "proj"), inner, dim, config.proj_init, Some(config.bias_init))?,
             num_heads,
             attn_drop,
@@ -76,11 +90,22 @@ impl MultiHeadAttention {
     }
 
     /// Tokens `[B, N, dim]` → the same shape, and the probabilities `[B, h, N, N]` before dropout.
-    pub fn with_probabilities(&self, tokens: &Tensor, train: bool) -> (Tensor, Tensor) {
-        let qkv = self.qkv.forward(tokens).chunk(3, -1); // [B, N, 3·h·d] -> 3 x [B, N, h·d]
-        let heads = |x: &Tensor| split_heads(x, self.num_heads);
-        let probabilities = attention_probabilities(&heads(&qkv[0]), &heads(&qkv[1]), None);
-        let mixed = probabilities.dropout(self.attn_drop, train).matmul(&heads(&qkv[2]));
+    /// `query` is `[B, h, N, d]`, given if and only if the configuration says `external_query`;
+    /// `bias` is added to the scores.
+    pub fn forward_t(
+        &self,
+        tokens: &Tensor,
+        query: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        train: bool,
+    ) -> (Tensor, Tensor) {
+        let parts = if query.is_some() { 2 } else { 3 };
+        let projected = self.qkv.forward(tokens).chunk(parts, -1); // parts x [B, N, h·d]
+        let mut heads: Vec<Tensor> = projected.iter().map(|x| split_heads(x, self.num_heads)).collect();
+        if let Some(query) = query {
+            heads.insert(0, query.shallow_clone());
+        }
+        let (mixed, probabilities) = attend((&heads[0], &heads[1], &heads[2]), bias, self.attn_drop, train);
         (self.proj.forward(&merge_heads(&mixed)), probabilities)
     }
 }
@@ -95,12 +120,14 @@ mod tests {
         // One head of two channels, one query, two keys: scores 1/√2·(1, 3).
         let q = Tensor::from_slice(&[1f32, 1.]).reshape([1, 1, 1, 2]);
         let k = Tensor::from_slice(&[1f32, 0., 1., 2.]).reshape([1, 1, 2, 2]);
-        let p = attention_probabilities(&q, &k, None);
+        let (mixed, p) = attend((&q, &k, &k), None, 0.0, true);
         let want = 1.0 / (1.0 + (2.0 / 2f64.sqrt()).exp());
         assert!((p.double_value(&[0, 0, 0, 0]) - want).abs() < 1e-6);
+        // The values are the keys: their second channels are 0 and 2.
+        assert!((mixed.double_value(&[0, 0, 0, 1]) - 2.0 * (1.0 - want)).abs() < 1e-6);
         // A bias that undoes the difference makes them equal.
         let bias = Tensor::from_slice(&[2f32 / 2f32.sqrt(), 0.]);
-        let p = attention_probabilities(&q, &k, Some(&bias));
+        let (_, p) = attend((&q, &k, &k), Some(&bias), 0.0, true);
         assert!((p.double_value(&[0, 0, 0, 0]) - 0.5).abs() < 1e-6);
     }
 
@@ -124,6 +151,7 @@ mod tests {
             num_heads: 2,
             head_dim: 8,
             qkv_bias: false,
+            external_query: false,
             attn_drop: 0.0,
             qkv_init: init,
             proj_init: init,
@@ -131,9 +159,24 @@ mod tests {
         };
         let attention = MultiHeadAttention::new(&vs.root(), config).unwrap();
         let x = Tensor::randn([2, 5, 8], (Kind::Float, Device::Cpu));
-        let (y, p) = attention.with_probabilities(&x, true);
+        let (y, p) = attention.forward_t(&x, None, None, true);
         assert_eq!((y.size(), p.size()), (vec![2, 5, 8], vec![2, 2, 5, 5]));
         assert_eq!(vs.variables()["qkv.weight"].size(), [48, 8]);
         assert!(!vs.variables().contains_key("qkv.bias"));
+
+        // With the queries it would have projected itself, attention by external queries is the same.
+        let external = nn::VarStore::new(Device::Cpu);
+        let config = AttentionConfig { external_query: true, ..config };
+        let by_query = MultiHeadAttention::new(&external.root(), config).unwrap();
+        tch::no_grad(|| {
+            for (name, mut tensor) in external.variables() {
+                let own = &vs.variables()[&name];
+                let rows = tensor.size()[0];
+                tensor.copy_(&own.narrow(0, own.size()[0] - rows, rows));
+            }
+        });
+        let query = x.matmul(&vs.variables()["qkv.weight"].narrow(0, 0, 16).transpose(0, 1));
+        let (z, _) = by_query.forward_t(&x, Some(&split_heads(&query, 2)), None, true);
+        assert!((z - y).abs().max().double_value(&[]) < 1e-6);
     }
 }

@@ -3,7 +3,7 @@
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
-use crate::{Init, pad_same, parameter, same_padding};
+use crate::{Init, pad_same, parameter, same_padding, trace};
 
 /// How a convolution treats the border.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,9 @@ impl Conv2d {
 
     fn convolve(&self, images: &Tensor, padding: [i64; 2]) -> Tensor {
         let stride = [self.stride, self.stride];
-        images.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups)
+        let y = images.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups);
+        trace::step("Conv2d", &[Some(&self.weight), self.bias.as_ref()], &y, &self.weight.size()[1..]);
+        y
     }
 }
 

@@ -3,7 +3,7 @@
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
-use crate::{Init, parameter};
+use crate::{Init, parameter, trace};
 
 /// y = x·Wᵀ + b over the last dimension.
 #[derive(Debug)]
@@ -30,9 +30,29 @@ impl Linear {
         })
     }
 
+    /// The same layer with its weight kept as that of a 1×1 convolution, `[outputs, inputs, 1, 1]`,
+    /// as some checkpoints do.
+    ///
+    /// # Errors
+    /// What libtorch says when a tensor cannot be made.
+    pub fn new_1x1(
+        vs: &Path,
+        inputs: i64,
+        outputs: i64,
+        weight: Init,
+        bias: Option<Init>,
+    ) -> Result<Self, TchError> {
+        Ok(Self {
+            weight: parameter(vs, "weight", &[outputs, inputs, 1, 1], weight)?,
+            bias: bias.map(|init| parameter(vs, "bias", &[outputs], init)).transpose()?,
+        })
+    }
+
     /// `[.., inputs]` → `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        let y = x.linear(&self.weight.flatten(1, -1), self.bias.as_ref());
+        trace::step("Linear", &[Some(&self.weight), self.bias.as_ref()], &y, &self.weight.size()[1..]);
+        y
     }
 }
 

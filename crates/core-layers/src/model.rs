@@ -47,6 +47,22 @@ pub trait ModelConfig: Clone + Serialize + DeserializeOwned + 'static {
     /// Every variant with a name.
     const VARIANTS: &'static [Variant<Self>];
 
+    /// Names of the tensors that depend on the number of classes start with this: what is drawn anew
+    /// when a pretrained network is given other classes.
+    const HEAD: &'static str;
+
+    /// Our name of the tensor that a published checkpoint calls `name`, where checkpoints of one
+    /// network do not agree on names.
+    fn tensor_name(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    /// The tensor `name` of a checkpoint for images of another size, resampled to `shape`; `None` if
+    /// that cannot be done.
+    fn resample(_name: &str, _tensor: &Tensor, _shape: &[i64]) -> Option<Tensor> {
+        None
+    }
+
     /// Side of the square images the variant is made for, in pixels.
     fn image_size(&self) -> i64;
 

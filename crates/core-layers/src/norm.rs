@@ -3,7 +3,7 @@
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
-use crate::{Init, buffer, parameter};
+use crate::{Init, buffer, parameter, trace};
 
 /// Batch normalisation of `[B, C, H, W]` maps over B, H and W (Ioffe & Szegedy, arXiv:1502.03167).
 #[derive(Debug)]
@@ -39,16 +39,11 @@ impl BatchNorm2d {
     /// `[B, C, H, W]` → the same shape. In training it normalises by the batch and moves the
     /// running statistics (the variance unbiased); otherwise it normalises by those.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        x.batch_norm(
-            Some(&self.weight),
-            Some(&self.bias),
-            Some(&self.running_mean),
-            Some(&self.running_var),
-            train,
-            self.momentum,
-            self.eps,
-            true,
-        )
+        let tensors = [&self.weight, &self.bias, &self.running_mean, &self.running_var].map(Some);
+        let [weight, bias, mean, var] = tensors;
+        let y = x.batch_norm(weight, bias, mean, var, train, self.momentum, self.eps, true);
+        trace::step("BatchNorm2d", &tensors, &y, &[0]);
+        y
     }
 }
 
@@ -75,7 +70,14 @@ impl LayerNorm {
 
     /// `[.., C]` → the same shape.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+        let y = x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true);
+        trace::step("LayerNorm", &[Some(&self.weight), Some(&self.bias)], &y, &[0]);
+        y
+    }
+
+    /// Maps `[B, C, H, W]` → the same shape, each pixel normalised over its channels.
+    pub fn forward_map(&self, maps: &Tensor) -> Tensor {
+        self.forward(&maps.permute([0, 2, 3, 1])).permute([0, 3, 1, 2])
     }
 }
 
@@ -107,6 +109,17 @@ mod tests {
         close(&norm.running_mean, &[0.03]);
         close(&norm.running_var, &[0.99 + 0.01 * 14.0 / 3.0]);
         assert_eq!(vs.trainable_variables().len(), 2);
+    }
+
+    #[test]
+    fn a_map_is_normalised_pixel_by_pixel() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let norm = LayerNorm::new(&vs.root(), 2, 1e-6).unwrap();
+        // Two channels of two pixels: (1, 3) and (5, 1).
+        let maps = Tensor::from_slice(&[1f32, 5., 3., 1.]).reshape([1, 2, 1, 2]);
+        let y = norm.forward_map(&maps);
+        assert_eq!(y.size(), [1, 2, 1, 2]);
+        close(&y, &[-1.0, 1.0, 1.0, -1.0]);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The numbers that make a Vision Transformer, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, InitScheme, ModelConfig, Variant, count, field_error, require_rates,
-    require_sizes,
+    Activation, ConfigError, InitScheme, ModelConfig, Resample, Variant, count, field_error, require_rates,
+    require_sizes, resize_position_embedding,
 };
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 use tch::nn::Path;
 
 use crate::Vit;
@@ -160,6 +161,17 @@ impl ModelConfig for VitConfig {
         Variant { name: "vit_large_patch14_224", config: || Self::large(14, 224) },
         Variant { name: "vit_huge_patch14_224", config: || Self::huge(14, 224) },
     ];
+
+    const HEAD: &'static str = "head.";
+
+    /// The position embedding, bicubic with antialiasing, as timm does.
+    fn resample(name: &str, tensor: &Tensor, shape: &[i64]) -> Option<Tensor> {
+        if name != "pos_embed" || shape.len() != 3 {
+            return None;
+        }
+        let side = ((shape[1] - 1) as f64).sqrt() as i64;
+        resize_position_embedding(tensor, 1, side, Resample::BicubicAntialias).ok()
+    }
 
     fn image_size(&self) -> i64 {
         self.image_size

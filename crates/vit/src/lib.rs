@@ -4,4 +4,4 @@ mod config;
 mod network;
 
 pub use config::{VitConfig, VitInit};
-pub use network::{Vit, resize_position_embedding};
+pub use network::Vit;

@@ -2,7 +2,7 @@
 
 use core_layers::{
     AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention, drop_path,
-    drop_path_rates, parameter,
+    drop_path_rates, first_token_map, map_to_tokens, parameter, patch_embedding, prepend_tokens,
 };
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
@@ -52,15 +52,13 @@ impl Vit {
         let tokens = config.grid() * config.grid() + 1;
         let rates = drop_path_rates(config.drop_path_rate, config.depth);
         Ok(Self {
-            patches: Conv2d::new(
+            patches: patch_embedding(
                 &(vs / "patch_embed" / "proj"),
-                3,
                 dim,
                 patch_size,
                 patch_weight,
-                Some(patch_bias),
-            )?
-            .stride(patch_size),
+                patch_bias,
+            )?,
             class_token: parameter(vs, "cls_token", &[1, 1, dim], class_token)?,
             position: parameter(vs, "pos_embed", &[1, tokens, dim], Init::Normal { std: 0.02 })?,
             blocks: (0..)
@@ -82,15 +80,13 @@ impl Vit {
     /// Images `[B, 3, H, W]` to patch tokens `[B, h·w, D]`, row by row, before class token and
     /// position embedding.
     pub fn embed_patches(&self, images: &Tensor) -> Tensor {
-        self.patches.forward(images).flatten(2, 3).transpose(1, 2) // [B, D, h, w] -> [B, h·w, D]
+        map_to_tokens(&self.patches.forward(images))
     }
 
     /// The tokens after the last block, before the norm, and each block's attention probabilities
     /// `[B, heads, N, N]` if they are wanted.
     fn encode(&self, images: &Tensor, train: bool, mut probabilities: Option<&mut Vec<Tensor>>) -> Tensor {
-        let patches = self.embed_patches(images);
-        let class = self.class_token.expand([patches.size()[0], -1, -1], false);
-        let mut x = Tensor::cat(&[&class, &patches], 1) + &self.position;
+        let mut x = prepend_tokens(&self.class_token, &self.embed_patches(images)) + &self.position;
         for block in &self.blocks {
             let (y, attention) = block.forward_t(&x, train);
             x = y;
@@ -133,6 +129,7 @@ impl Block {
             num_heads,
             head_dim: dim / num_heads,
             qkv_bias: config.qkv_bias,
+            external_query: false,
             attn_drop: 0.0,
             // In the tutorial too the three are one dense layer.
             qkv_init: scheme.weight(dim, 3 * dim),
@@ -158,7 +155,7 @@ impl Block {
 
     /// `[B, N, D]` → the same shape, and the attention probabilities `[B, heads, N, N]`.
     fn forward_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
-        let (mixed, probabilities) = self.attention.with_probabilities(&self.first_norm.forward(x), train);
+        let (mixed, probabilities) = self.attention.forward_t(&self.first_norm.forward(x), None, None, train);
         let x = x + drop_path(mixed, self.drop_path_rate, train);
         let branch = self.mlp.forward_t(&self.second_norm.forward(&x), train);
         let y = &x + drop_path(branch, self.drop_path_rate, train);
@@ -177,25 +174,6 @@ impl Model for Vit {
 
     fn attention_maps(&self, images: &Tensor) -> Option<Tensor> {
         let last = self.block_attention(images).pop()?;
-        let row = last.select(2, 0).narrow(2, 1, self.grid * self.grid); // [B, heads, N - 1]
-        Some(row.reshape([row.size()[0], -1, self.grid, self.grid]))
+        Some(first_token_map(&last, self.grid, self.grid))
     }
-}
-
-/// A position embedding `[1, 1 + N, D]` for another square grid of patches: the class token's slot
-/// stays, the rest is resized as timm does it, bicubic with antialiasing, N to `side`².
-///
-/// # Errors
-/// A number of positions that is no square, or libtorch's refusal.
-pub fn resize_position_embedding(embedding: &Tensor, side: i64) -> Result<Tensor, TchError> {
-    let (_, tokens, dim) = embedding.size3()?;
-    let old = ((tokens - 1) as f64).sqrt().round() as i64;
-    if old < 1 || old * old != tokens - 1 {
-        return Err(TchError::Shape(format!("{tokens} positions less the class token's are no square grid")));
-    }
-    let grid = embedding.f_narrow(1, 1, old * old)?.f_reshape([1, old, old, dim])?;
-    let grid = grid.f_permute([0, 3, 1, 2])?;
-    let resized = grid.f_internal_upsample_bicubic2d_aa([side, side], false, None, None)?;
-    let resized = resized.f_permute([0, 2, 3, 1])?.f_reshape([1, side * side, dim])?;
-    Tensor::f_cat(&[embedding.f_narrow(1, 0, 1)?, resized], 1)
 }

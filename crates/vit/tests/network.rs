@@ -3,7 +3,7 @@
 use core_layers::parity;
 use core_layers::{Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
-use vit::{VitConfig, resize_position_embedding};
+use vit::VitConfig;
 
 /// A network of each kind, small enough to build in a moment.
 fn small() -> [VitConfig; 2] {
@@ -128,16 +128,17 @@ fn attention_maps_and_rollout_are_shares_of_the_class_tokens_attention() {
 }
 
 #[test]
-fn position_embeddings_are_resized_and_the_class_slot_kept() {
+fn position_embeddings_are_resampled_and_the_class_slot_kept() {
     let embedding = Tensor::rand([1, 17, 3], (Kind::Float, Device::Cpu));
-    let same = resize_position_embedding(&embedding, 4).expect("sixteen is a square");
+    let resample = |embedding: &Tensor, tokens| VitConfig::resample("pos_embed", embedding, &[1, tokens, 3]);
+    let same = resample(&embedding, 17).expect("sixteen is a square");
     assert!((same - &embedding).abs().max().double_value(&[]) < 1e-6);
-    let smaller = resize_position_embedding(&embedding, 2).expect("sixteen is a square");
-    assert_eq!(smaller.size(), [1, 5, 3]);
+    let smaller = resample(&embedding, 5).expect("sixteen is a square");
     assert_eq!(smaller.select(1, 0), embedding.select(1, 0));
     // Antialiasing weighs all pixels under the wider kernel, so the mean is kept.
     let mean = |x: &Tensor| x.mean(Kind::Double).double_value(&[]);
     let (before, after) = (mean(&embedding.narrow(1, 1, 16)), mean(&smaller.narrow(1, 1, 4)));
     assert!((before - after).abs() < 0.05, "{before} {after}");
-    assert!(resize_position_embedding(&embedding.narrow(1, 0, 12), 2).is_err());
+    assert!(resample(&embedding.narrow(1, 0, 12), 5).is_none());
+    assert!(VitConfig::resample("cls_token", &embedding, &[1, 5, 3]).is_none());
 }
