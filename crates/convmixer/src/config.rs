@@ -93,7 +93,7 @@ impl ModelConfig for ConvMixerConfig {
         Variant { name: "convmixer_1536_20_k3_p7", config: || Self::imagenet(1536, 20, 3, 7) },
     ];
 
-    const HEAD: &'static str = "head.";
+    const HEAD: &'static [&'static str] = &["head."];
 
     /// The authors' checkpoints number the layers of one flat sequence: patch convolution, GELU,
     /// norm, the blocks, pooling, flattening, head.

@@ -16,8 +16,10 @@ pub struct MlpConfig {
     pub activation: Activation,
     /// Whether the activation follows the second layer too, as in the Keras tutorials.
     pub act_on_output: bool,
-    /// Dropout rate after each layer.
-    pub drop: f64,
+    /// Dropout rate between the layers.
+    pub hidden_drop: f64,
+    /// Dropout rate after the second layer.
+    pub output_drop: f64,
     /// What weights and biases start from.
     pub init: InitScheme,
 }
@@ -46,11 +48,11 @@ impl Mlp {
 
     /// `[.., dim]` → the same shape.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let MlpConfig { activation, act_on_output, drop, .. } = self.config;
-        let hidden = activation.forward(&self.first.forward(x)).dropout(drop, train);
+        let MlpConfig { activation, act_on_output, hidden_drop, output_drop, .. } = self.config;
+        let hidden = activation.forward(&self.first.forward(x)).dropout(hidden_drop, train);
         let y = self.second.forward(&hidden);
         let y = if act_on_output { activation.forward(&y) } else { y };
-        y.dropout(drop, train)
+        y.dropout(output_drop, train)
     }
 }
 
@@ -68,7 +70,8 @@ mod tests {
                 hidden: 2,
                 activation: Activation::Relu,
                 act_on_output,
-                drop: 0.0,
+                hidden_drop: 0.0,
+                output_drop: 0.0,
                 init: InitScheme::Glorot,
             };
             let mlp = Mlp::new(&(vs.root() / "fc1"), &(vs.root() / "fc2"), config).unwrap();

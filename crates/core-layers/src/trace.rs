@@ -35,12 +35,7 @@ pub fn record<T>(forward: impl FnOnce() -> T) -> (T, Vec<Step>) {
 
 /// Notes a layer's step if somebody is recording. Each output element costs the product of
 /// `macs_per_output` multiply-accumulates; a layer that multiplies no matrices passes `[0]`.
-pub(crate) fn step(
-    kind: &'static str,
-    tensors: &[Option<&Tensor>],
-    output: &Tensor,
-    macs_per_output: &[i64],
-) {
+pub fn step(kind: &'static str, tensors: &[Option<&Tensor>], output: &Tensor, macs_per_output: &[i64]) {
     STEPS.with_borrow_mut(|steps| {
         if let Some(steps) = steps {
             steps.push(Step {

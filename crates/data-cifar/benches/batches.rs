@@ -1,9 +1,9 @@
-//! Images per second of the training pipeline without a network: pick a batch, mirror, to floats, normalise.
+//! Images per second of the training pipelines without a network.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use data_cifar::{DeviceSet, Labelled, Normalizer, channel_stats, flip_mask, permutation};
+use data_cifar::{Augmentation, DeviceSet, Labelled, Normalizer, channel_stats, permutation, resize};
 use ndarray::{Array1, Array4};
 use tch::Device;
 
@@ -21,31 +21,35 @@ fn epoch(c: &mut Criterion) {
     let set = DeviceSet::new(&data, device).expect("the set fits the device");
     let stats = channel_stats(&data).expect("there are images");
     let normalizer = Normalizer::new(&stats, device).expect("the statistics are numbers");
-    let mut group = c.benchmark_group("train pipeline, 3x32x32, batch 128");
+    let mut group = c.benchmark_group("one epoch of 3x32x32, batch 128");
     group.throughput(Throughput::Elements(IMAGES as u64));
-    group.bench_function("one epoch", |b| {
+    let flip = Augmentation { flip: true, ..Augmentation::default() };
+    let turn = Augmentation { rotation_degrees: Some(7.2), zoom: Some(0.2), ..flip };
+    for (name, size, augmentation) in [
+        ("flip", 32, flip),
+        ("resize to 52, crop 48, flip", 52, Augmentation { crop: Some(48), ..flip }),
+        ("resize to 72, flip, rotate, zoom", 72, turn),
+    ] {
         let mut number = 0;
-        b.iter(|| {
-            number += 1;
-            let order = permutation(1, number, 0..IMAGES);
-            let flips = flip_mask(1, number, &order);
-            for batch in set.batches(&order, Some(&flips), BATCH).expect("the order is the set's") {
-                let batch = batch.expect("the indices are in range");
-                let _ = black_box(normalizer.apply(&batch.images).expect("the images are bytes"));
-            }
-            if let Device::Cuda(index) = device {
-                tch::Cuda::synchronize(index as i64);
-            }
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                number += 1;
+                let order = permutation(1, number, 0..IMAGES);
+                let draws = augmentation.draw(1, number, &order, device).expect("the device is there");
+                let batches = set.batches(&order, BATCH).expect("the order is the set's");
+                for (step, batch) in batches.enumerate() {
+                    let batch = batch.expect("the indices are in range");
+                    let images = normalizer.apply(&batch.images).expect("the images are bytes");
+                    let images = resize(&images, size).expect("the size is positive");
+                    let images = draws.apply(&images, step as u64, batch.start);
+                    let _ = black_box(images.expect("the batch is the order's"));
+                }
+                if let Device::Cuda(index) = device {
+                    tch::Cuda::synchronize(index as i64);
+                }
+            });
         });
-    });
-    group.bench_function("order and flips alone", |b| {
-        let mut number = 0;
-        b.iter(|| {
-            number += 1;
-            let order = permutation(1, number, 0..IMAGES);
-            black_box(flip_mask(1, number, &order));
-        });
-    });
+    }
     group.finish();
 }
 

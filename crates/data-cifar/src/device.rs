@@ -56,16 +56,9 @@ impl DeviceSet {
 
     /// The images of `order` in batches of `batch_size`; the last one holds what is left.
     ///
-    /// With `flips`, one per entry of `order`, an image whose flip is `true` comes mirrored left to right.
-    ///
     /// # Errors
-    /// When the batch size is 0, an index is out of range, or `flips` is of another length.
-    pub fn batches(
-        &self,
-        order: &[i64],
-        flips: Option<&[bool]>,
-        batch_size: usize,
-    ) -> Result<Batches<'_>, DataError> {
+    /// When the batch size is 0 or an index is out of range.
+    pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<Batches<'_>, DataError> {
         if batch_size == 0 {
             return Err(DataError::Argument("the batch size must be at least 1, not 0".into()));
         }
@@ -75,14 +68,10 @@ impl DeviceSet {
         {
             return Err(DataError::Argument(format!("there is no image {index} in a set of {n}")));
         }
-        if let Some(flips) = flips.filter(|flips| flips.len() != order.len()) {
-            return Err(DataError::Argument(format!("{} flips for {} images", flips.len(), order.len())));
-        }
         let device = self.images.device();
         Ok(Batches {
             set: self,
             order: Tensor::f_from_slice(order)?.f_to_device(device)?,
-            flips: flips.map(|flips| Tensor::f_from_slice(flips)?.f_to_device(device)).transpose()?,
             len: order.len(),
             batch_size,
             start: 0,
@@ -97,6 +86,8 @@ pub struct Batch {
     pub images: Tensor,
     /// Classes as i64, `[B]`.
     pub labels: Tensor,
+    /// Position of the first image in the order.
+    pub start: i64,
 }
 
 /// The batches of one pass over a [`DeviceSet`]; see [`DeviceSet::batches`].
@@ -104,7 +95,6 @@ pub struct Batch {
 pub struct Batches<'a> {
     set: &'a DeviceSet,
     order: Tensor,
-    flips: Option<Tensor>,
     len: usize,
     batch_size: usize,
     start: usize,
@@ -114,11 +104,7 @@ impl Batches<'_> {
     fn batch(&self, start: usize, len: usize) -> Result<Batch, DataError> {
         let (start, len) = (start as i64, len as i64);
         let (images, labels) = self.set.batch(&self.order.f_narrow(0, start, len)?)?;
-        let images = match &self.flips {
-            Some(flips) => flip(&images, &flips.f_narrow(0, start, len)?)?,
-            None => images,
-        };
-        Ok(Batch { images, labels })
+        Ok(Batch { images, labels, start })
     }
 }
 
@@ -142,18 +128,6 @@ impl Iterator for Batches<'_> {
 }
 
 impl ExactSizeIterator for Batches<'_> {}
-
-/// Mirrors left to right the images `[B, C, H, W]` of any kind whose entry in `mask`, bool `[B]`, is `true`.
-///
-/// # Errors
-/// When the shapes do not fit each other, or the devices differ.
-pub fn flip(images: &Tensor, mask: &Tensor) -> Result<Tensor, DataError> {
-    let (shape, mask_shape) = (images.size(), mask.size());
-    if shape.len() != 4 || mask_shape != shape[..1] {
-        return Err(DataError::Argument(format!("cannot flip images {shape:?} by a mask {mask_shape:?}")));
-    }
-    Ok(images.f_flip([3])?.f_where_self(&mask.f_view([-1, 1, 1, 1])?, images)?)
-}
 
 /// Resizes float images `[B, C, H, W]` to `[B, C, size, size]`: bilinear, pixel centres at one half, no
 /// antialiasing. Images of that size already are returned as they are.
@@ -230,7 +204,7 @@ mod tests {
         let device = DeviceSet::new(&set(12), Device::Cpu).unwrap();
         let order = [11, 3, 5, 0, 1, 2, 4, 10, 9, 6, 7];
         for (batch_size, sizes) in [(4, vec![4, 4, 3]), (11, vec![11]), (100, vec![11]), (1, vec![1; 11])] {
-            let batches = device.batches(&order, None, batch_size).unwrap();
+            let batches = device.batches(&order, batch_size).unwrap();
             assert_eq!(batches.len(), sizes.len());
             let batches: Vec<Batch> = batches.collect::<Result<_, _>>().unwrap();
             assert_eq!(batches.iter().map(|batch| batch.images.size()[0]).collect::<Vec<_>>(), sizes);
@@ -242,37 +216,7 @@ mod tests {
             let classes: Vec<i64> = batches.iter().flat_map(|batch| labels(&batch.labels)).collect();
             assert_eq!(classes, order.map(|index| index % 10));
         }
-        assert_eq!(device.batches(&[], None, 4).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn flips_follow_their_images_whatever_the_batch_size() {
-        let device = DeviceSet::new(&set(12), Device::Cpu).unwrap();
-        let (order, flips) = ([2, 0, 1, 5, 4], [true, false, true, true, false]);
-        for batch_size in [1, 2, 5] {
-            let images: Vec<Tensor> = device
-                .batches(&order, Some(&flips), batch_size)
-                .unwrap()
-                .map(|batch| batch.unwrap().images)
-                .collect();
-            let images = Tensor::cat(&images, 0);
-            for (place, (&index, &flipped)) in order.iter().zip(&flips).enumerate() {
-                let row = bytes(&images.get(place as i64).get(0).get(0));
-                let first = index as u8 * 20;
-                let expected =
-                    if flipped { [first + 2, first + 1, first] } else { [first, first + 1, first + 2] };
-                assert_eq!(row, expected, "image {index}, batches of {batch_size}");
-            }
-        }
-    }
-
-    #[test]
-    fn flip_mirrors_columns_of_the_chosen_images_only() {
-        let images = Tensor::from_slice(&[1f32, 2., 3., 4., 5., 6., 7., 8.]).view([2, 1, 2, 2]);
-        let flipped = flip(&images, &Tensor::from_slice(&[false, true])).unwrap();
-        assert_eq!(Vec::<f32>::try_from(flipped.flatten(0, -1)).unwrap(), [1., 2., 3., 4., 6., 5., 8., 7.]);
-        assert!(flip(&images, &Tensor::from_slice(&[true])).is_err()); // would be broadcast
-        assert!(flip(&images.get(0), &Tensor::from_slice(&[true])).is_err());
+        assert_eq!(device.batches(&[], 4).unwrap().count(), 0);
     }
 
     /// Weights of neighbours at half-pixel centres: 3/4 and 1/4 inside, the edge pixel outside.
@@ -308,10 +252,9 @@ mod tests {
     fn bad_arguments_are_errors() {
         let device = DeviceSet::new(&set(12), Device::Cpu).unwrap();
         for (result, part) in [
-            (device.batches(&[0], None, 0), "at least 1, not 0"),
-            (device.batches(&[0, 12], None, 4), "no image 12 in a set of 12"),
-            (device.batches(&[-1], None, 4), "no image -1"),
-            (device.batches(&[0, 1], Some(&[true]), 4), "1 flips for 2 images"),
+            (device.batches(&[0], 0), "at least 1, not 0"),
+            (device.batches(&[0, 12], 4), "no image 12 in a set of 12"),
+            (device.batches(&[-1], 4), "no image -1"),
         ] {
             let message = result.unwrap_err().to_string();
             assert!(message.contains(part), "{message}");

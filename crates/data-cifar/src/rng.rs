@@ -40,18 +40,28 @@ pub fn permutation(seed: u64, epoch: u64, range: Range<usize>) -> Vec<i64> {
 ///
 /// Drawn per image: the answer for an image depends on nothing but seed, epoch and its index, and so
 /// neither on the batch size nor on the order.
-pub fn flip_mask(seed: u64, epoch: u64, indices: &[i64]) -> Vec<bool> {
+pub(crate) fn flip_mask(seed: u64, epoch: u64, indices: &[i64]) -> Vec<bool> {
     indices
         .iter()
         .map(|&index| keyed_rng(seed, "flip", epoch, index.cast_unsigned()).next_u32() >> 31 == 1)
         .collect()
 }
 
+/// A number for each image of `indices` in an epoch, uniform on `range` with 24 bits; drawn per image, as
+/// [`flip_mask`] is.
+pub(crate) fn uniform(seed: u64, purpose: &str, epoch: u64, indices: &[i64], range: Range<f64>) -> Vec<f32> {
+    let draw = |index: &i64| {
+        let bits = keyed_rng(seed, purpose, epoch, index.cast_unsigned()).next_u32() >> 8;
+        range.start + (range.end - range.start) * f64::from(bits) / f64::from(1 << 24)
+    };
+    indices.iter().map(|index| draw(index) as f32).collect()
+}
+
 /// A number below `bound`, all equally likely: the high half of a 64×64-bit product, drawn again in
 /// the few cases that would favour some numbers (Lemire, arXiv:1805.10941). `bound` is not 0.
 ///
 /// Written out here because a library may change its sampling, and with it every run, in any release.
-fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
+pub(crate) fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
     let uneven = bound.wrapping_neg() % bound; // 2^64 mod bound
     loop {
         let product = u128::from(rng.next_u64()) * u128::from(bound);

@@ -17,7 +17,7 @@ mod words;
 pub use disk::{remove_partial_files, write_atomically};
 pub use recipe::{
     DataRecipe, DatasetName, Estimate, FieldValue, ModelChoice, Normalize, OptimizerName, OptimizerRecipe,
-    Recipe, RecipeError, Reference, TrainRecipe, ValidationFrom,
+    Recipe, RecipeError, Reference, Schedule, Select, TrainRecipe, ValidationFrom,
 };
 pub use record::{EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};
 pub use words::{complaint, duration};

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 /// epochs = 10
 /// batch_size = 128
 /// label_smoothing = 0.0
+/// select = "best"
 ///
 /// [optimizer]
 /// name = "adamw"
@@ -33,6 +34,9 @@ use serde::{Deserialize, Serialize};
 /// eps = 1e-7
 /// weight_decay = 1e-4
 /// scale_decay_by_lr = false
+///
+/// [schedule]
+/// name = "constant"
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +51,8 @@ pub struct Recipe {
     pub train: TrainRecipe,
     /// The optimiser and its constants.
     pub optimizer: OptimizerRecipe,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
     /// The published numbers this recipe sets out to reproduce.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<Reference>,
@@ -159,8 +165,21 @@ pub struct DataRecipe {
     /// Standard deviation per channel on the scale 0 to 1, for `normalize = "fixed"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std: Option<[f64; 3]>,
+    /// Resize training images to this side instead, in pixels, and cut `image_size` out of them at
+    /// random: one place per batch, as Keras's `RandomCrop` does. Images for evaluation are resized to
+    /// `image_size` whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crop_from: Option<i64>,
     /// Mirror each training image left to right with probability one half.
     pub flip: bool,
+    /// Turn each training image by up to this many degrees either way; what comes into view is the
+    /// image mirrored at its border.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_degrees: Option<f64>,
+    /// Zoom each training image by factors from 1 − zoom to 1 + zoom, one for each axis; above 1 it
+    /// shrinks and is mirrored at its border.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zoom: Option<f64>,
     /// The end of the training set that is held out for validation.
     pub validation_from: ValidationFrom,
     /// How many images are held out.
@@ -200,6 +219,43 @@ pub struct TrainRecipe {
     pub batch_size: usize,
     /// Cross-entropy target: (1 − s)·onehot + s/K.
     pub label_smoothing: f64,
+    /// Which epoch's weights are kept and tested.
+    pub select: Select,
+}
+
+/// Which epoch's weights a run keeps and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Select {
+    /// The first with the best validation top-1.
+    Best,
+    /// The last.
+    Last,
+}
+
+impl Select {
+    /// The file of the kept weights in a run directory.
+    pub fn weights_file(self) -> &'static str {
+        match self {
+            Self::Best => "best.safetensors",
+            Self::Last => "last.safetensors",
+        }
+    }
+}
+
+/// How the learning rate moves over a run; every schedule multiplies `optimizer.lr`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Schedule {
+    /// By 1.
+    Constant {},
+    /// From 0 to 1 in a line, then to 0 along half a cosine. The run counts as
+    /// ⌊images / batch size · epochs⌋ steps, as in the published PatchConvNet tutorial; steps beyond,
+    /// which incomplete last batches add, are at 0.
+    WarmupCosine {
+        /// Share of the run's steps that warm up.
+        warmup: f64,
+    },
 }
 
 /// The optimisers a recipe may name.
@@ -216,7 +272,7 @@ pub enum OptimizerName {
 pub struct OptimizerRecipe {
     /// Which optimiser.
     pub name: OptimizerName,
-    /// Learning rate, constant over the run.
+    /// Learning rate, which the schedule multiplies.
     pub lr: f64,
     /// Decay of the running mean of gradients.
     pub beta1: f64,
@@ -308,6 +364,12 @@ impl Recipe {
                 check(field, show(mean.or(data.std)), false, "only goes with data.normalize = \"fixed\"")?;
             }
         }
+        let crop = data.crop_from.unwrap_or(data.image_size);
+        check("data.crop_from", crop, (data.image_size..=1024).contains(&crop), "data.image_size to 1024")?;
+        let rotation = data.rotation_degrees.unwrap_or(1.0);
+        check("data.rotation_degrees", rotation, rotation > 0.0 && rotation <= 180.0, "above 0, up to 180")?;
+        let zoom = data.zoom.unwrap_or(0.5);
+        check("data.zoom", zoom, zoom > 0.0 && fraction(zoom), "above 0, below 1")?;
         check("data.validation_count", data.validation_count, data.validation_count > 0, "at least 1")?;
         check("train.epochs", train.epochs, (1..=100_000).contains(&train.epochs), "1 to 100000")?;
         check("train.batch_size", train.batch_size, (1..=65_536).contains(&train.batch_size), "1 to 65536")?;
@@ -321,6 +383,9 @@ impl Recipe {
         check("optimizer.eps", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
         let decay = optimizer.weight_decay;
         check("optimizer.weight_decay", decay, non_negative(decay), "a finite number, 0 or more")?;
+        if let Schedule::WarmupCosine { warmup } = self.schedule {
+            check("schedule.warmup", warmup, fraction(warmup), "0 or more, below 1")?;
+        }
         let Self { reference, estimate, .. } = self;
         for (field, value) in [
             ("reference.test_top1", reference.as_ref().and_then(|reference| reference.test_top1)),
@@ -369,6 +434,7 @@ validation_count = 5000
 epochs = 10
 batch_size = 128
 label_smoothing = 0.0
+select = "best"
 [optimizer]
 name = "adamw"
 lr = 1e-3
@@ -377,6 +443,8 @@ beta2 = 0.999
 eps = 1e-7
 weight_decay = 1e-4
 scale_decay_by_lr = false
+[schedule]
+name = "constant"
 "#;
 
     fn example() -> Recipe {
@@ -427,8 +495,12 @@ scale_decay_by_lr = false
     fn values_out_of_range_are_named() {
         assert_eq!(example().validate(), Ok(()));
         type Spoil = fn(&mut Recipe);
-        let cases: [(&str, Spoil); 10] = [
+        let cases: [(&str, Spoil); 14] = [
             ("data.image_size", |r| r.data.image_size = 0),
+            ("data.crop_from", |r| r.data.crop_from = Some(31)),
+            ("data.rotation_degrees", |r| r.data.rotation_degrees = Some(f64::NAN)),
+            ("data.zoom", |r| r.data.zoom = Some(1.0)),
+            ("schedule.warmup", |r| r.schedule = Schedule::WarmupCosine { warmup: 1.0 }),
             ("data.mean", |r| r.data.mean = Some([0.5; 3])),
             ("data.normalize", |r| r.data.normalize = Normalize::Fixed),
             ("data.validation_count", |r| r.data.validation_count = 0),

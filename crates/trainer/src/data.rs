@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use data_cifar::{ChannelStats, Dataset, DeviceSet, Normalizer, channel_stats};
+use data_cifar::{Augmentation, Batch, ChannelStats, Dataset, DeviceSet, Draws, Normalizer, channel_stats};
 use run_record::{DataRecipe, DatasetName, Normalize, ValidationFrom};
 use tch::{Device, Tensor};
 
@@ -65,25 +65,61 @@ pub fn channel_statistics(recipe: &DataRecipe, data: &Dataset) -> Result<Channel
 pub struct Presentation {
     normalizer: Normalizer,
     image_size: i64,
+    crop_from: Option<i64>,
+    augmentation: Augmentation,
 }
 
 impl Presentation {
+    /// The recipe's, with the statistics to normalise by.
+    ///
     /// # Errors
     /// libtorch's refusal to place the statistics on the device.
-    pub fn new(stats: &ChannelStats, image_size: i64, device: Device) -> Result<Self, Error> {
-        Ok(Self { normalizer: Normalizer::new(stats, device)?, image_size })
+    pub fn new(recipe: &DataRecipe, stats: &ChannelStats, device: Device) -> Result<Self, Error> {
+        let augmentation = Augmentation {
+            crop: recipe.crop_from.map(|_| recipe.image_size),
+            flip: recipe.flip,
+            rotation_degrees: recipe.rotation_degrees,
+            zoom: recipe.zoom,
+        };
+        Ok(Self {
+            normalizer: Normalizer::new(stats, device)?,
+            image_size: recipe.image_size,
+            crop_from: recipe.crop_from,
+            augmentation,
+        })
     }
 
-    /// u8 `[B, 3, H, W]` to f32 `[B, 3, image_size, image_size]`, channels last in memory: a
-    /// convolution passes that order on, and libtorch's CPU convolutions are faster in it.
+    /// What the training images of `order` go through in an epoch.
+    ///
+    /// # Errors
+    /// libtorch's refusal to place it on the device.
+    pub fn draw(&self, seed: u64, epoch: u64, order: &[i64], device: Device) -> Result<Draws, Error> {
+        Ok(self.augmentation.draw(seed, epoch, order, device)?)
+    }
+
+    /// Images for evaluation: u8 `[B, 3, H, W]` to f32 `[B, 3, image_size, image_size]`.
     ///
     /// # Errors
     /// libtorch's refusal.
-    pub fn apply(&self, images: &Tensor) -> Result<Tensor, Error> {
-        let floats = self.normalizer.apply(images)?;
-        let floats = data_cifar::resize(&floats, self.image_size)?;
-        Ok(floats.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
+    pub fn plain(&self, images: &Tensor) -> Result<Tensor, Error> {
+        channels_last(&data_cifar::resize(&self.normalizer.apply(images)?, self.image_size)?)
     }
+
+    /// Images for training: those of the epoch's batch number `step`, augmented as drawn.
+    ///
+    /// # Errors
+    /// libtorch's refusal.
+    pub fn augmented(&self, batch: &Batch, draws: &Draws, step: u64) -> Result<Tensor, Error> {
+        let floats = self.normalizer.apply(&batch.images)?;
+        let floats = data_cifar::resize(&floats, self.crop_from.unwrap_or(self.image_size))?;
+        channels_last(&draws.apply(&floats, step, batch.start)?)
+    }
+}
+
+/// The same images, channels last in memory: a convolution passes that order on, and libtorch's CPU
+/// convolutions are faster in it.
+fn channels_last(images: &Tensor) -> Result<Tensor, Error> {
+    Ok(images.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
 }
 
 /// One part of a data set on the device: which images of `set`, in order.

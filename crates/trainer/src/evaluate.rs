@@ -69,9 +69,9 @@ pub fn evaluate(
 ) -> Result<Metrics, Error> {
     tch::no_grad(|| {
         let mut sums = Sums::new(part.set.images.device());
-        for batch in part.set.batches(&part.indices(), None, batch_size)? {
+        for batch in part.set.batches(&part.indices(), batch_size)? {
             let batch = batch?;
-            let logits = network.forward_t(&presentation.apply(&batch.images)?, false);
+            let logits = network.forward_t(&presentation.plain(&batch.images)?, false);
             sums.add(&cross_entropy(&logits, &batch.labels, smoothing)?, &logits, &batch.labels);
         }
         Ok(sums.read())

@@ -3,14 +3,16 @@
 use std::time::Instant;
 
 use core_layers::Model;
-use data_cifar::{flip_mask, keyed_seed, permutation};
+use data_cifar::{keyed_seed, permutation};
 use run_record::{EpochStats, OptimizerName, OptimizerRecipe, Recipe};
 use tch::nn::{self, OptimizerConfig, VarStore};
+use tch::{TchError, Tensor, no_grad};
 
 use crate::Error;
 use crate::data::{Part, Presentation};
 use crate::evaluate::{Sums, cross_entropy, evaluate};
 use crate::progress::Progress;
+use crate::schedule::LearningRate;
 
 /// Everything a run trains with.
 #[derive(Debug)]
@@ -43,7 +45,9 @@ pub fn fit(
 ) -> Result<Vec<EpochStats>, Error> {
     let Job { recipe, seed, network, .. } = *job;
     let smoothing = recipe.train.label_smoothing;
-    let mut optimizer = optimizer(job.vs, &recipe.optimizer)?;
+    let mut optimizer = Optimizer::new(job.vs, &recipe.optimizer)?;
+    let lr = LearningRate::new(recipe, job.train.range.len());
+    let mut updates = 0;
     let mut history: Vec<EpochStats> = Vec::new();
     let mut best_top1 = f64::NEG_INFINITY;
 
@@ -51,19 +55,19 @@ pub fn fit(
         progress.epoch(epoch);
         let started = Instant::now();
         let order = permutation(seed, epoch.into(), job.train.range.clone());
-        let flips = recipe.data.flip.then(|| flip_mask(seed, epoch.into(), &order));
+        let draws = job.presentation.draw(seed, epoch.into(), &order, job.vs.device())?;
         let mut sums = Sums::new(job.vs.device());
 
-        let batches = job.train.set.batches(&order, flips.as_deref(), recipe.train.batch_size)?;
-        for (step, batch) in batches.enumerate() {
+        let batches = job.train.set.batches(&order, recipe.train.batch_size)?;
+        for (step, batch) in (0..).zip(batches) {
             let batch = batch?;
+            let images = job.presentation.augmented(&batch, &draws, step)?;
             // Whatever the network draws inside depends on the seed and the step alone.
-            tch::manual_seed(keyed_seed(seed, "network", epoch.into(), step as u64));
-            let logits = network.forward_t(&job.presentation.apply(&batch.images)?, true);
+            tch::manual_seed(keyed_seed(seed, "network", epoch.into(), step));
+            let logits = network.forward_t(&images, true);
             let loss = cross_entropy(&logits, &batch.labels, smoothing)?;
-            optimizer.zero_grad();
-            loss.f_backward()?;
-            optimizer.step();
+            optimizer.step(&loss, lr.at(updates))?;
+            updates += 1;
             sums.add(&loss, &logits, &batch.labels);
             progress.step(batch.labels.size()[0] as usize);
         }
@@ -81,7 +85,7 @@ pub fn fit(
         best_top1 = best_top1.max(validation.top1);
         history.push(EpochStats {
             epoch,
-            lr: recipe.optimizer.lr,
+            lr: lr.at(updates.saturating_sub(1)),
             train_loss: train.loss,
             train_top1: train.top1,
             val_loss: validation.loss,
@@ -107,22 +111,44 @@ fn require_finite(what: &str, loss: f64, epoch: u32, recipe: &Recipe) -> Result<
     Err(Error::Training(format!("the {what} loss became {loss} in epoch {epoch}; lower optimizer.lr ({lr})")))
 }
 
-/// The recipe's optimiser over every trainable tensor of `vs`.
-fn optimizer(vs: &VarStore, recipe: &OptimizerRecipe) -> Result<nn::Optimizer, Error> {
-    let OptimizerRecipe { name, lr, beta1, beta2, eps, weight_decay, scale_decay_by_lr } = *recipe;
-    match name {
-        OptimizerName::AdamW => {
-            // libtorch shrinks weights by lr·wd per step; with a constant lr, wd = λ/lr makes that λ.
-            let wd = if scale_decay_by_lr { weight_decay } else { weight_decay / lr };
-            Ok(nn::AdamW { beta1, beta2, wd, eps, amsgrad: false }.build(vs, lr)?)
+/// The recipe's optimiser over every trainable tensor.
+#[derive(Debug)]
+struct Optimizer {
+    inner: nn::Optimizer,
+    /// What every step shrinks by, whatever the learning rate, and by how much of itself.
+    unscaled_decay: Option<(Vec<Tensor>, f64)>,
+}
+
+impl Optimizer {
+    fn new(vs: &VarStore, recipe: &OptimizerRecipe) -> Result<Self, Error> {
+        let OptimizerRecipe { name, lr, beta1, beta2, eps, weight_decay, scale_decay_by_lr } = *recipe;
+        let wd = if scale_decay_by_lr { weight_decay } else { 0.0 };
+        let inner = match name {
+            OptimizerName::AdamW => nn::AdamW { beta1, beta2, wd, eps, amsgrad: false }.build(vs, lr)?,
+        };
+        let unscaled_decay = (!scale_decay_by_lr).then(|| (vs.trainable_variables(), weight_decay));
+        Ok(Self { inner, unscaled_decay })
+    }
+
+    /// One update down the gradient of `loss`.
+    fn step(&mut self, loss: &Tensor, lr: f64) -> Result<(), TchError> {
+        self.inner.zero_grad();
+        loss.f_backward()?;
+        if let Some((weights, decay)) = &mut self.unscaled_decay {
+            no_grad(|| {
+                weights.iter_mut().try_for_each(|weight| weight.f_mul_scalar_(1.0 - *decay).map(drop))
+            })?;
         }
+        self.inner.set_lr(lr);
+        self.inner.step();
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind, Tensor};
+    use tch::{Device, Kind};
 
     fn recipe(scale_decay_by_lr: bool) -> OptimizerRecipe {
         let name = OptimizerName::AdamW;
@@ -137,30 +163,34 @@ mod tests {
         }
     }
 
-    /// Two steps on one weight of 1 with gradients 1 and −2, in f64 by hand.
-    fn by_hand(decay: f64) -> f64 {
+    /// Three steps on one weight of 1 with gradients 1, −2 and 0.5 at three rates, in f64 by hand.
+    fn by_hand(scaled: bool) -> f64 {
         let (mut theta, mut m, mut v) = (1.0f64, 0.0f64, 0.0f64);
-        for (t, g) in [(1, 1.0f64), (2, -2.0)] {
-            theta *= 1.0 - decay;
+        for (t, (g, lr)) in (1..).zip(STEPS) {
+            theta *= 1.0 - if scaled { lr * 1e-4 } else { 1e-4 };
             m += 0.1 * (g - m);
             v += 0.001 * (g * g - v);
             let (m_hat, v_hat) = (m / (1.0 - 0.9f64.powi(t)), v / (1.0 - 0.999f64.powi(t)));
-            theta -= 1e-3 * m_hat / (v_hat.sqrt() + 1e-7);
+            theta -= lr * m_hat / (v_hat.sqrt() + 1e-7);
         }
         theta
     }
 
+    /// Gradient and learning rate; at a rate of 0 only the unscaled decay acts.
+    const STEPS: [(f64, f64); 3] = [(1.0, 1e-3), (-2.0, 2e-3), (0.5, 0.0)];
+
     #[test]
     fn adamw_decays_by_lr_times_lambda_or_by_lambda_alone() {
-        for (scaled, decay) in [(true, 1e-7), (false, 1e-4)] {
+        for scaled in [true, false] {
             let vs = nn::VarStore::new(Device::Cpu);
             let weight = vs.root().add("w", Tensor::from_slice(&[1f64]), true);
-            let mut optimizer = optimizer(&vs, &recipe(scaled)).unwrap();
-            for gradient in [1.0, -2.0] {
-                optimizer.backward_step(&(&weight * gradient).sum(Kind::Double));
+            let mut optimizer = Optimizer::new(&vs, &recipe(scaled)).unwrap();
+            for (gradient, lr) in STEPS {
+                optimizer.step(&(&weight * gradient).sum(Kind::Double), lr).unwrap();
             }
-            let (got, want) = (weight.double_value(&[0]), by_hand(decay));
+            let (got, want) = (weight.double_value(&[0]), by_hand(scaled));
             assert!((got - want).abs() < 1e-9, "{got} {want}");
         }
+        assert!(by_hand(true) - by_hand(false) > 2.9e-4);
     }
 }

@@ -9,6 +9,7 @@ pub mod progress;
 pub mod recipes;
 pub mod registry;
 pub mod run_dir;
+pub mod schedule;
 pub mod train;
 pub mod weights;
 

@@ -182,8 +182,9 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
     let card = weights::read_card(&args.weights)?;
     let recipe = &card.recipe;
     let vs = VarStore::new(device);
-    let network = card.architecture(&args.weights)?.init(&vs.root())?;
-    weights::load(&vs, &args.weights)?;
+    let architecture = card.architecture(&args.weights)?;
+    let network = architecture.init(&vs.root())?;
+    weights::load(&vs, &architecture, &args.weights, false)?;
 
     let dataset = data::load(recipe.dataset, &root, args.data_dir.as_deref())?;
     if dataset.class_names != card.class_names {
@@ -203,7 +204,7 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
     };
     let set = DeviceSet::new(labelled, device)?;
     let stats = ChannelStats { mean: card.channel_mean, std: card.channel_std };
-    let presentation = Presentation::new(&stats, recipe.data.image_size, device)?;
+    let presentation = Presentation::new(&recipe.data, &stats, device)?;
     let part = Part { set: &set, range };
     let batch_size = recipe.train.batch_size;
     let metrics = evaluate(network.as_ref(), &part, &presentation, batch_size, recipe.train.label_smoothing)?;

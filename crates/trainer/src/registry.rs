@@ -6,6 +6,7 @@ use core_layers::{Model, ModelConfig};
 use run_record::FieldValue;
 use serde::Serialize;
 use serde_json::Value;
+use tch::Tensor;
 use tch::nn::Path;
 
 use crate::Error;
@@ -13,6 +14,8 @@ use crate::Error;
 /// Every architecture, in the order of `list`.
 pub const FAMILIES: &[Family] = &[
     Family::of::<cct::CctConfig>(),
+    Family::of::<gcvit::GcVitConfig>(),
+    Family::of::<patchconvnet::PatchConvNetConfig>(),
     Family::of::<vit::VitConfig>(),
     Family::of::<convmixer::ConvMixerConfig>(),
 ];
@@ -28,6 +31,8 @@ pub struct Family {
 }
 
 type Init = fn(&Value, &Path) -> Result<Box<dyn Model>, Error>;
+type TensorNames = fn(&Value, &[String]) -> Result<Vec<String>, Error>;
+type Resample = fn(&str, &Tensor, &[i64]) -> Option<Tensor>;
 
 /// One network, described completely but not built.
 #[derive(Debug, Clone, Serialize)]
@@ -46,8 +51,16 @@ pub struct Architecture {
     pub macs: u64,
     /// The configuration, field by field.
     pub config: Value,
+    /// What the names of the tensors that depend on the number of classes start with.
+    #[serde(skip)]
+    pub head: &'static [&'static str],
+    /// A checkpoint's tensor for another size of image, resampled to a shape.
+    #[serde(skip)]
+    pub resample: Resample,
     #[serde(skip)]
     init: Init,
+    #[serde(skip)]
+    tensor_names: TensorNames,
 }
 
 impl Family {
@@ -60,8 +73,7 @@ impl Family {
             },
             check_types: |config| C::deserialize(config).map(drop),
             from_config: |config| {
-                let config: C =
-                    serde_json::from_value(config).map_err(|error| Error::Usage(error.to_string()))?;
+                let config = typed::<C>(&config)?;
                 config.validate()?;
                 Ok(describe("", &config))
             },
@@ -74,6 +86,10 @@ impl Family {
     }
 }
 
+fn typed<C: ModelConfig>(config: &Value) -> Result<C, Error> {
+    C::deserialize(config).map_err(|error| Error::Usage(error.to_string()))
+}
+
 fn describe<C: ModelConfig>(model: &str, config: &C) -> Architecture {
     Architecture {
         model: model.to_owned(),
@@ -84,10 +100,12 @@ fn describe<C: ModelConfig>(model: &str, config: &C) -> Architecture {
         macs: config.macs(),
         // A configuration is plain data; one that does not serialise cannot be read back either.
         config: serde_json::to_value(config).unwrap_or(Value::Null),
-        init: |config, vs| {
-            let config: C =
-                serde_json::from_value(config.clone()).map_err(|error| Error::Usage(error.to_string()))?;
-            Ok(Box::new(config.init(vs)?))
+        head: C::HEAD,
+        resample: C::resample,
+        init: |config, vs| Ok(Box::new(typed::<C>(config)?.init(vs)?)),
+        tensor_names: |config, names| {
+            let config = typed::<C>(config)?;
+            Ok(names.iter().map(|name| config.tensor_name(name)).collect())
         },
     }
 }
@@ -99,6 +117,14 @@ impl Architecture {
     /// A field out of its range, or libtorch's refusal.
     pub fn init(&self, vs: &Path) -> Result<Box<dyn Model>, Error> {
         (self.init)(&self.config, vs)
+    }
+
+    /// The network's names of the tensors that a published checkpoint calls `names`.
+    ///
+    /// # Errors
+    /// A configuration that is not one.
+    pub fn tensor_names(&self, names: &[String]) -> Result<Vec<String>, Error> {
+        (self.tensor_names)(&self.config, names)
     }
 
     /// The same network with fields of its configuration replaced.

@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use crate::{Error, recipes};
 
 /// The files of a run, besides the lock.
-const FILES: [&str; 5] = ["recipe.toml", "record.json", "history.csv", "best.safetensors", "train.log"];
+const FILES: [&str; 6] =
+    ["recipe.toml", "record.json", "history.csv", "best.safetensors", "last.safetensors", "train.log"];
 
 /// A run directory, locked for this process.
 #[derive(Debug)]
@@ -98,12 +99,10 @@ impl RunDir {
                 self.in_the_way(format!("it holds a run on other data (SHA-256 {seen}, now {data_sha256})"))
             );
         }
-        let weights = self.file("best.safetensors");
-        let digest = fs::read(&weights).map(|bytes| recipes::hex(&Sha256::digest(bytes)));
+        let weights = recipe.train.select.weights_file();
+        let digest = fs::read(self.file(weights)).map(|bytes| recipes::hex(&Sha256::digest(bytes)));
         if digest.ok() != record.weights_sha256 {
-            return Err(
-                self.in_the_way("its best.safetensors is missing or not the one it recorded".to_owned())
-            );
+            return Err(self.in_the_way(format!("its {weights} is missing or not the one it recorded")));
         }
         Ok(Found::Finished(Box::new(record)))
     }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use data_cifar::{Dataset, DeviceSet, keyed_seed};
 use run_record::{
-    EpochStats, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, duration,
+    EpochStats, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, Select,
+    duration,
 };
 use sha2::{Digest, Sha256};
 use tch::Device;
@@ -158,7 +159,7 @@ pub fn architecture(recipe: &Recipe) -> Result<Architecture, Error> {
 /// What a run that reached its end measured.
 struct Finished {
     history: Vec<EpochStats>,
-    best: EpochStats,
+    kept: EpochStats,
     test: Metrics,
     weights_sha256: String,
 }
@@ -184,11 +185,13 @@ fn train_and_test(
         vs: &vs,
         train: Part { set: &set, range: train.clone() },
         validation: Part { set: &set, range: validation.clone() },
-        presentation: Presentation::new(&stats, recipe.data.image_size, *device)?,
+        presentation: Presentation::new(&recipe.data, &stats, *device)?,
     };
-    let mut best: Option<(EpochStats, String)> = None;
+    let mut kept: Option<(EpochStats, String)> = None;
+    let select = recipe.train.select;
     let history = fit(&job, progress, |history, is_best| {
-        if let (true, Some(epoch)) = (is_best, history.last()) {
+        let keep = select == Select::Last || is_best;
+        if let (true, Some(epoch)) = (keep, history.last()) {
             let card = Card {
                 model: architecture.model.clone(),
                 family: architecture.family.to_owned(),
@@ -202,16 +205,16 @@ fn train_and_test(
                 val_top1: epoch.val_top1,
             };
             let bytes = weights::to_bytes(&vs, &card)?;
-            run.write("best.safetensors", &bytes)?;
-            best = Some((epoch.clone(), recipes::hex(&Sha256::digest(&bytes))));
+            run.write(select.weights_file(), &bytes)?;
+            kept = Some((epoch.clone(), recipes::hex(&Sha256::digest(&bytes))));
         }
         run.write_history(history)
     })?;
 
-    let (best, weights_sha256) =
-        best.ok_or_else(|| Error::Training("no epoch had a validation accuracy".to_owned()))?;
+    let (kept, weights_sha256) =
+        kept.ok_or_else(|| Error::Training("no epoch had a validation accuracy".to_owned()))?;
     // Tested are the weights on disk, as anyone would load them.
-    weights::load(&vs, &run.file("best.safetensors"))?;
+    weights::load(&vs, architecture, &run.file(select.weights_file()), false)?;
     let test_set = DeviceSet::new(&dataset.test, *device)?;
     let test = Part { set: &test_set, range: 0..test_set.len() };
     let smoothing = recipe.train.label_smoothing;
@@ -219,7 +222,7 @@ fn train_and_test(
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
-    Ok(Finished { history, best, test, weights_sha256 })
+    Ok(Finished { history, kept, test, weights_sha256 })
 }
 
 fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str) -> Result<RunRecord, Error> {
@@ -268,12 +271,12 @@ fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str)
 }
 
 fn finish(record: &mut RunRecord, finished: &Finished) {
-    let Finished { history, best, test, weights_sha256 } = finished;
+    let Finished { history, kept, test, weights_sha256 } = finished;
     let row = &mut record.result;
     let seconds: f64 = history.iter().map(|epoch| epoch.train_seconds).sum();
     let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
-    row.best_epoch = Some(best.epoch);
-    row.val_top1 = Some(rounded(best.val_top1));
+    row.best_epoch = Some(kept.epoch);
+    row.val_top1 = Some(rounded(kept.val_top1));
     row.test_top1 = Some(rounded(test.top1));
     row.test_top5 = Some(rounded(test.top5));
     row.test_loss = Some(rounded(test.loss));

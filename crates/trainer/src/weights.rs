@@ -17,6 +17,10 @@ use crate::registry::{self, Architecture};
 /// The metadata key of a safetensors file under which its [`Card`] stands, as JSON.
 const CARD_KEY: &str = "compact-vision";
 
+/// What training scripts wrap a network's tensors in, the one to prefer first: an average of the weights
+/// is what their authors publish numbers for.
+const WRAPPERS: [&str; 5] = ["state_dict_ema.", "model_ema.", "state_dict.", "model.", "module."];
+
 /// What a weights file says of itself, besides the tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
@@ -65,25 +69,35 @@ fn wrong(path: &Path, problem: impl Into<String>) -> Error {
 /// # Errors
 /// libtorch's refusal to copy a tensor.
 pub fn to_bytes(vs: &VarStore, card: &Card) -> Result<Vec<u8>, Error> {
+    let card = serde_json::to_string(card)
+        .map_err(|error| Error::Training(format!("the weights cannot be described: {error}")))?;
+    // One entry only: the crate writes several in an order that changes from run to run.
+    let metadata = HashMap::from([(CARD_KEY.to_owned(), card)]);
+    tensors_to_bytes(vs.variables().into_iter().collect(), Some(metadata))
+}
+
+/// Named tensors as the bytes of a safetensors file, in f32.
+///
+/// # Errors
+/// libtorch's refusal to copy a tensor.
+pub fn tensors_to_bytes(
+    tensors: BTreeMap<String, Tensor>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>, Error> {
     let mut contents = BTreeMap::new();
-    for (name, tensor) in vs.variables() {
+    for (name, tensor) in tensors {
         let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();
         let flat = tensor.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?.f_reshape([-1])?;
         let values = Vec::<f32>::try_from(flat)?;
         contents.insert(name, (shape, values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()));
     }
-    let broken =
-        |error: &dyn std::fmt::Display| Error::Training(format!("the weights cannot be written: {error}"));
-    let views = contents
+    let views: Result<Vec<_>, safetensors::SafeTensorError> = contents
         .iter()
         .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|error| broken(&error))?;
-    let card = serde_json::to_string(card).map_err(|error| broken(&error))?;
-    // One entry only: the crate writes several in an order that changes from run to run.
-    let metadata = HashMap::from([(CARD_KEY.to_owned(), card)]);
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| broken(&error))?;
-    Ok(bytes)
+        .collect();
+    views
+        .and_then(|views| safetensors::serialize(views, metadata))
+        .map_err(|error| Error::Training(format!("the tensors cannot be written: {error}")))
 }
 
 /// The card of a weights file this project wrote.
@@ -110,64 +124,157 @@ fn not_safetensors(path: &Path, error: &dyn std::fmt::Display) -> Error {
     wrong(path, format!("not a whole safetensors file: {error}"))
 }
 
-/// Copies the tensors of a weights file into `vs`. Every tensor of the network must be in the file
-/// with its shape, and nothing else may be; only batch counters, which change nothing, are
-/// overlooked. A file that does not fit leaves the network unchanged.
+/// The tensor of this name in a safetensors file, as f32 on the CPU.
+///
+/// # Errors
+/// A file that cannot be read, is not safetensors or has no such tensor of a floating type.
+pub fn read_tensor(path: &Path, name: &str) -> Result<Tensor, Error> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| not_safetensors(path, &error))?;
+    let view = file.tensor(name).map_err(|_| {
+        let names = file.names().join(", ");
+        wrong(path, format!("it has no tensor {name:?}; it has: {names}"))
+    })?;
+    Ok(to_tensor(path, name, &view)?.f_to_kind(Kind::Float)?)
+}
+
+fn to_tensor(path: &Path, name: &str, view: &TensorView) -> Result<Tensor, Error> {
+    let kind = match view.dtype() {
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        other => return Err(wrong(path, format!("{name} holds {other:?}, expected a floating type"))),
+    };
+    Ok(Tensor::f_from_data_size(view.data(), &shape(view), kind)?)
+}
+
+fn shape(view: &TensorView) -> Vec<i64> {
+    view.shape().iter().map(|&size| size as i64).collect()
+}
+
+/// Copies the tensors of a weights file into `vs`, the tensors of the network `architecture`. Every tensor
+/// of the network must be in the file with its shape, and nothing else may be. What is the same thing
+/// written differently is understood:
+///
+/// * tensors wrapped in one of the usual prefixes (`module.`, `state_dict.`, …);
+/// * another checkpoint's names, where the architecture knows them;
+/// * a matrix kept as a 1×1 convolution, and the other way round;
+/// * batch counters, window indices and a head for pre-training, which are left out;
+/// * a position embedding for another size of image, which is resampled.
+///
+/// With `new_head`, a head for another number of classes keeps what it was drawn as. A file that does not
+/// fit leaves the network unchanged. Returned are notes on what was resampled, replaced or left out.
 ///
 /// # Errors
 /// A file that cannot be read or is not safetensors; all missing, unexpected and misshapen tensors
 /// in one message.
-pub fn load(vs: &VarStore, path: &Path) -> Result<(), Error> {
+pub fn load(
+    vs: &VarStore,
+    architecture: &Architecture,
+    path: &Path,
+    new_head: bool,
+) -> Result<Vec<String>, Error> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| not_safetensors(path, &error))?;
     let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
-    let mut found: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
-    found.retain(|name, _| !name.ends_with(".num_batches_tracked"));
+    let mut notes = Vec::new();
+    let found = unwrap(file.tensors().into_iter().collect(), &mut notes);
+    let mut found = rename(found, architecture, path)?;
 
-    let missing: Vec<&str> =
-        variables.keys().filter(|name| !found.contains_key(*name)).map(String::as_str).collect();
-    let unexpected: Vec<&str> =
-        found.keys().filter(|name| !variables.contains_key(*name)).map(String::as_str).collect();
-    let shape_of = |view: &TensorView| view.shape().iter().map(|&size| size as i64).collect::<Vec<i64>>();
-    let misshapen: Vec<String> = variables
-        .iter()
-        .filter_map(|(name, tensor)| {
-            let (want, got) = (tensor.size(), shape_of(found.get(name)?));
-            (want != got).then(|| format!("{name} is {got:?}, the network has {want:?}"))
-        })
-        .collect();
-    let problems: Vec<String> = [
-        ("missing", missing.join(", ")),
-        ("unexpected", unexpected.join(", ")),
-        ("of another shape", misshapen.join(", ")),
-    ]
-    .into_iter()
-    .filter(|(_, names)| !names.is_empty())
-    .map(|(what, names)| format!("{what}: {names}"))
-    .collect();
+    let is_head = |name: &str| architecture.head.iter().any(|head| name.starts_with(head));
+    let (mut missing, mut misshapen, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
+    let mut loaded = Vec::new();
+    for (name, variable) in &variables {
+        let want = variable.size();
+        let Some(view) = found.remove(name) else {
+            let list = if new_head && is_head(name) { &mut replaced } else { &mut missing };
+            list.push(name.clone());
+            continue;
+        };
+        let got = shape(&view);
+        if without_unit_ends(&got) == without_unit_ends(&want) {
+            loaded
+                .push((variable.shallow_clone(), to_tensor(path, name, &view)?.f_reshape(want.as_slice())?));
+        } else if new_head && is_head(name) {
+            replaced.push(name.clone());
+        } else if let Some(fitted) =
+            (architecture.resample)(name, &to_tensor(path, name, &view)?.f_to_kind(Kind::Float)?, &want)
+            && fitted.size() == want
+        {
+            notes.push(format!("{name} was resampled from {got:?} to {want:?}"));
+            loaded.push((variable.shallow_clone(), fitted));
+        } else {
+            misshapen.push(format!("{name} is {got:?}, the network has {want:?}"));
+        }
+    }
+    if new_head {
+        found.retain(|name, _| !is_head(name));
+    }
+    let unexpected: Vec<String> = found.into_keys().collect();
+    let problems: Vec<String> =
+        [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
+            .into_iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(what, names)| format!("{what}: {}", names.join(", ")))
+            .collect();
     if !problems.is_empty() {
         return Err(wrong(path, format!("the tensors are not the network's; {}", problems.join("; "))));
     }
-
-    let mut loaded = Vec::new();
-    for (name, variable) in &variables {
-        let Some(view) = found.get(name) else { continue };
-        let kind = match view.dtype() {
-            Dtype::F32 => Kind::Float,
-            Dtype::F64 => Kind::Double,
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
-            other => return Err(wrong(path, format!("{name} holds {other:?}, expected a floating type"))),
-        };
-        loaded
-            .push((variable.shallow_clone(), Tensor::f_from_data_size(view.data(), &variable.size(), kind)?));
+    if !replaced.is_empty() {
+        notes.push(format!("new, since the file is for other classes: {}", replaced.join(", ")));
     }
-    tch::no_grad(|| {
-        for (variable, tensor) in &mut loaded {
-            variable.f_copy_(tensor)?;
+    tch::no_grad(|| loaded.iter_mut().try_for_each(|(variable, tensor)| variable.f_copy_(tensor)))?;
+    Ok(notes)
+}
+
+/// The tensors without the prefixes that training scripts add.
+fn unwrap<'a>(
+    mut found: BTreeMap<String, TensorView<'a>>,
+    notes: &mut Vec<String>,
+) -> BTreeMap<String, TensorView<'a>> {
+    let wrapper = |name: &str| WRAPPERS.iter().position(|wrapper| name.starts_with(wrapper));
+    while let Some(best) = found.keys().filter_map(|name| wrapper(name)).min() {
+        let before = found.len();
+        found = found
+            .into_iter()
+            .filter(|(name, _)| wrapper(name).is_none_or(|this| this == best))
+            .map(|(name, view)| (name.strip_prefix(WRAPPERS[best]).unwrap_or(&name).to_owned(), view))
+            .collect();
+        if found.len() < before {
+            notes.push(format!("of several sets of weights in the file, {:?} was read", WRAPPERS[best]));
         }
-        Ok(())
-    })
+    }
+    found
+}
+
+/// The tensors under the network's names, without those that say nothing about its weights.
+fn rename<'a>(
+    found: BTreeMap<String, TensorView<'a>>,
+    architecture: &Architecture,
+    path: &Path,
+) -> Result<BTreeMap<String, TensorView<'a>>, Error> {
+    let says_nothing = |name: &str| {
+        name.ends_with(".num_batches_tracked")
+            || name.ends_with(".relative_position_index")
+            || name.starts_with("pre_logits.")
+    };
+    let (names, views): (Vec<String>, Vec<TensorView>) =
+        found.into_iter().filter(|(name, _)| !says_nothing(name)).unzip();
+    let ours = architecture.tensor_names(&names)?;
+    let mut renamed = BTreeMap::new();
+    for ((ours, view), theirs) in ours.into_iter().zip(views).zip(names) {
+        if renamed.insert(ours.clone(), view).is_some() {
+            return Err(wrong(path, format!("it has {ours} twice, once as {theirs}")));
+        }
+    }
+    Ok(renamed)
+}
+
+/// A shape without trailing dimensions of 1: `[8, 4, 1, 1]` holds the same matrix as `[8, 4]`.
+fn without_unit_ends(shape: &[i64]) -> &[i64] {
+    let ones = shape.iter().rev().take_while(|&&size| size == 1).count();
+    &shape[..shape.len() - ones]
 }
 
 #[cfg(test)]
@@ -214,7 +321,7 @@ mod tests {
         let again = read_card(&path).unwrap().architecture(&path).unwrap();
         let other = nn::VarStore::new(Device::Cpu);
         again.init(&other.root()).unwrap();
-        load(&other, &path).unwrap();
+        assert_eq!(load(&other, &again, &path, false).unwrap(), [""; 0]);
         let other = other.variables();
         for (name, tensor) in vs.variables() {
             assert_eq!(tensor, other[&name], "{name}");
@@ -228,10 +335,10 @@ mod tests {
         let (vs, architecture) = network(10);
         fs::write(&path, to_bytes(&vs, &card(&architecture)).unwrap()).unwrap();
 
-        let (target, _) = network(7);
+        let (target, seven) = network(7);
         let _ = target.root().var("extra", &[1], nn::Init::Const(0.0));
         let before = target.variables()["stem.0.weight"].copy();
-        let message = load(&target, &path).unwrap_err().to_string();
+        let message = load(&target, &seven, &path, false).unwrap_err().to_string();
         assert!(message.contains("missing: extra;"), "{message}");
         assert!(message.contains("head.bias is [10], the network has [7]"), "{message}");
         assert_eq!(before, target.variables()["stem.0.weight"]);
@@ -245,9 +352,108 @@ mod tests {
         let bytes = to_bytes(&vs, &card(&architecture)).unwrap();
         for length in [0, 7, 100, bytes.len() - 1] {
             fs::write(&path, &bytes[..length]).unwrap();
-            let message = load(&vs, &path).unwrap_err().to_string();
+            let message = load(&vs, &architecture, &path, false).unwrap_err().to_string();
             assert!(message.contains("not a whole safetensors file"), "{message}");
         }
-        assert!(load(&vs, &directory.path().join("none")).unwrap_err().to_string().contains("none: "));
+        assert!(
+            load(&vs, &architecture, &directory.path().join("none"), false)
+                .unwrap_err()
+                .to_string()
+                .contains("none: ")
+        );
+    }
+
+    /// Saves the network's tensors under other names and loads them into a new network.
+    fn reload(
+        rename: impl Fn(&str) -> Vec<String>,
+        new_head: bool,
+        classes: i64,
+    ) -> Result<Vec<String>, Error> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("theirs.safetensors");
+        let (vs, _) = network(10);
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in vs.variables() {
+            for (copies, new) in (0..).zip(rename(&name)) {
+                tensors.insert(new, &tensor + f64::from(copies));
+            }
+        }
+        fs::write(&path, tensors_to_bytes(tensors, None).unwrap()).unwrap();
+        let (target, architecture) = network(classes);
+        let before = target.variables()["head.weight"].copy();
+        let notes = load(&target, &architecture, &path, new_head)?;
+        let own = vs.variables();
+        for (name, tensor) in target.variables() {
+            if classes != 10 && name.starts_with("head.") {
+                continue;
+            }
+            assert_eq!(tensor, own[&name], "{name}");
+        }
+        if classes != 10 {
+            assert_eq!(before, target.variables()["head.weight"]);
+        }
+        Ok(notes)
+    }
+
+    #[test]
+    fn wrapped_weights_are_unwrapped_and_the_averaged_ones_preferred() {
+        let none: [&str; 0] = [];
+        for prefix in ["module.", "model.", "state_dict.module.", "model_ema.module."] {
+            assert_eq!(reload(|name| vec![format!("{prefix}{name}")], false, 10).unwrap(), none, "{prefix}");
+        }
+        let both = |name: &str| vec![format!("state_dict_ema.{name}"), format!("state_dict.{name}")];
+        let notes = reload(both, false, 10).unwrap();
+        assert!(notes.len() == 1 && notes[0].contains("\"state_dict_ema.\" was read"), "{notes:?}");
+        // A tensor outside the wrapper is still one too many.
+        let stray =
+            |name: &str| vec![if name == "head.bias" { "bias".to_owned() } else { format!("model.{name}") }];
+        let message = reload(stray, false, 10).unwrap_err().to_string();
+        assert!(message.contains("missing: head.bias; unexpected: bias"), "{message}");
+    }
+
+    #[test]
+    fn other_checkpoints_names_are_known_and_counters_left_out() {
+        let authors = |name: &str| {
+            let name = name.replace("stem.", "").replace("blocks.0.", "3.").replace("head.", "6.");
+            vec![name.clone(), format!("{name}.num_batches_tracked")]
+        };
+        assert_eq!(reload(authors, false, 10).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_head_for_other_classes_is_replaced_only_if_asked() {
+        let same = |name: &str| vec![name.to_owned()];
+        let message = reload(same, false, 7).unwrap_err().to_string();
+        assert!(message.contains("head.weight is [10, 8], the network has [7, 8]"), "{message}");
+        let notes = reload(same, true, 7).unwrap();
+        assert_eq!(notes, ["new, since the file is for other classes: head.bias, head.weight"]);
+        // So is a head that is not there.
+        let headless = |name: &str| if name.starts_with("head.") { vec![] } else { vec![name.to_owned()] };
+        assert_eq!(reload(headless, true, 7).unwrap(), notes);
+        assert!(reload(headless, false, 10).is_err());
+        // The body is still strict.
+        let bodiless = |name: &str| if name.starts_with("stem.") { vec![] } else { vec![name.to_owned()] };
+        assert!(reload(bodiless, true, 7).unwrap_err().to_string().contains("missing: stem.0.bias"));
+    }
+
+    #[test]
+    fn a_position_embedding_is_resampled_with_a_note() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("small.safetensors");
+        let vit = |image_size: i64| {
+            let fields = [("depth", 1), ("image_size", image_size)];
+            let fields =
+                fields.map(|(name, value)| (name.to_owned(), run_record::FieldValue::Integer(value)));
+            registry::find("vit_reference").unwrap().with_fields(&fields.into()).unwrap()
+        };
+        let (small, large) = (nn::VarStore::new(Device::Cpu), nn::VarStore::new(Device::Cpu));
+        vit(24).init(&small.root()).unwrap();
+        vit(36).init(&large.root()).unwrap();
+        let tensors = small.variables().into_iter().collect();
+        fs::write(&path, tensors_to_bytes(tensors, None).unwrap()).unwrap();
+        let notes = load(&large, &vit(36), &path, false).unwrap();
+        assert_eq!(notes, ["pos_embed was resampled from [1, 17, 64] to [1, 37, 64]"]);
+        let class = |vs: &VarStore| vs.variables()["pos_embed"].select(1, 0);
+        assert_eq!(class(&small), class(&large));
     }
 }

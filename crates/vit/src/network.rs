@@ -141,7 +141,8 @@ impl Block {
             hidden: config.mlp_hidden,
             activation: config.activation,
             act_on_output: config.act_on_output,
-            drop: config.mlp_drop,
+            hidden_drop: config.mlp_drop,
+            output_drop: config.mlp_drop,
             init: scheme,
         };
         Ok(Self {
