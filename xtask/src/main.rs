@@ -81,6 +81,25 @@ enum Task {
         after_help = "Examples:\n  cargo xtask list\n  cargo xtask list 'convmixer*'"
     )]
     List(Passed),
+    /// Show a network layer by layer; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask summary --help\n  cargo xtask summary vit_reference"
+    )]
+    Summary(Passed),
+    /// Run images from a file through a network with given weights; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask forward --help\n  \
+                            cargo xtask forward vit_tiny_patch16_224 --weights vit.safetensors --input images.safetensors --output logits.safetensors"
+    )]
+    Forward(Passed),
+    /// Write a network's freshly drawn weights; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask init --help\n  cargo xtask init gcvit_xxtiny --output fresh.safetensors"
+    )]
+    Init(Passed),
     /// Rebuild results.csv from the runs and print the table
     #[command(after_help = "Example:\n  cargo xtask report --results results")]
     Report {
@@ -201,6 +220,9 @@ fn run(task: Task) -> Result<u8> {
         Task::Train(_) => in_trainer(&place, "train"),
         Task::Evaluate(_) => in_trainer(&place, "evaluate"),
         Task::List(_) => in_trainer(&place, "list"),
+        Task::Summary(_) => in_trainer(&place, "summary"),
+        Task::Forward(_) => in_trainer(&place, "forward"),
+        Task::Init(_) => in_trainer(&place, "init"),
         Task::TrainAll(args) => sweep::train_all(&place, &args),
         Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
         Task::Test(_) => {

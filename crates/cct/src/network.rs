@@ -2,8 +2,9 @@
 
 use core_layers::{
     AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention, Padding,
-    SequencePooling, apply_drop_path, buffer, drop_path_mask, drop_path_rates, first_token_map,
-    map_to_tokens, pad_same, parameter, patch_embedding, prepend_tokens, sinusoidal_position_embedding,
+    SequencePooling, add_position_embedding, apply_drop_path, buffer, drop_path_mask, drop_path_rates,
+    first_token_map, map_to_tokens, pad_same, parameter, patch_embedding, prepend_tokens,
+    sinusoidal_position_embedding,
 };
 use tch::nn::Path;
 use tch::{TchError, Tensor};
@@ -136,7 +137,7 @@ impl Cct {
             x = prepend_tokens(token, &x);
         }
         if let Some(position) = &self.position {
-            x += position;
+            x = add_position_embedding(&x, position);
         }
         let mut probabilities = Tensor::new();
         for block in &self.blocks {

@@ -28,7 +28,9 @@ pub use mlp::{Mlp, MlpConfig};
 pub use model::{ConfigError, Model, ModelConfig, Variant, count, field_error, require_rates, require_sizes};
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use padding::{pad_same, same_padding};
-pub use position::{Resample, resize_position_embedding, sinusoidal_position_embedding};
+pub use position::{
+    Resample, add_position_embedding, resize_position_embedding, sinusoidal_position_embedding,
+};
 pub use scale::LayerScale;
 pub use squeeze_excite::{SqueezeExcite, SqueezeExciteConfig};
 pub use tokens::{SequencePooling, first_token_map, map_to_tokens, patch_embedding, prepend_tokens};

@@ -2,6 +2,15 @@
 
 use tch::{TchError, Tensor};
 
+use crate::trace;
+
+/// Tokens `[B, N, D]` with the embedding `[1, N, D]` of their positions added.
+pub fn add_position_embedding(tokens: &Tensor, embedding: &Tensor) -> Tensor {
+    let sum = tokens + embedding;
+    trace::step("PositionEmbedding", &[Some(embedding)], &sum, &[0]);
+    sum
+}
+
 /// How a grid of embeddings is resampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resample {

@@ -3,7 +3,7 @@
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
-use crate::{Init, parameter};
+use crate::{Init, parameter, trace};
 
 /// A factor per channel, starting near 0 so that deep stacks start as identities (Touvron et al.,
 /// arXiv:2103.17239, §2.1).
@@ -24,14 +24,14 @@ impl LayerScale {
     /// `[.., C]` → the same shape.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let y = x * &self.gamma;
-        crate::trace::step("LayerScale", &[Some(&self.gamma)], &y, &[0]);
+        trace::step("LayerScale", &[Some(&self.gamma)], &y, &[0]);
         y
     }
 
     /// Maps `[B, C, H, W]` → the same shape.
     pub fn forward_map(&self, maps: &Tensor) -> Tensor {
         let y = maps * self.gamma.reshape([-1, 1, 1]);
-        crate::trace::step("LayerScale", &[Some(&self.gamma)], &y, &[0]);
+        trace::step("LayerScale", &[Some(&self.gamma)], &y, &[0]);
         y
     }
 }

@@ -3,7 +3,7 @@
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
-use crate::{Conv2d, Init, Linear};
+use crate::{Conv2d, Init, Linear, trace};
 
 /// Maps `[B, C, h, w]` → tokens `[B, h·w, C]`, row by row.
 pub fn map_to_tokens(maps: &Tensor) -> Tensor {
@@ -28,7 +28,9 @@ pub fn patch_embedding(
 
 /// Tokens `[B, N, D]` with learned tokens `[1, K, D]` in front of each image's: `[B, K + N, D]`.
 pub fn prepend_tokens(learned: &Tensor, tokens: &Tensor) -> Tensor {
-    Tensor::cat(&[&learned.expand([tokens.size()[0], -1, -1], false), tokens], 1)
+    let all = Tensor::cat(&[&learned.expand([tokens.size()[0], -1, -1], false), tokens], 1);
+    trace::step("ClassToken", &[Some(learned)], &all, &[0]);
+    all
 }
 
 /// What the first token of each image pays attention to in a grid of `height`×`width` others:
@@ -64,7 +66,7 @@ impl SequencePooling {
     pub fn forward(&self, tokens: &Tensor) -> Tensor {
         let weights = self.weights(tokens).transpose(1, 2); // [B, 1, N]
         let pooled = weights.matmul(tokens);
-        crate::trace::step("SequencePooling", &[], &pooled, &[tokens.size()[1]]);
+        trace::step("SequencePooling", &[], &pooled, &[tokens.size()[1]]);
         pooled.squeeze_dim(1)
     }
 }
@@ -80,7 +82,7 @@ mod tests {
         let embedding = patch_embedding(&vs.root(), 1, 2, Init::Ones, Init::Zeros).unwrap();
         // One channel carries the pixel's number, the others nothing; a fifth column is left out.
         let image = Tensor::zeros([1, 3, 4, 5], (Kind::Float, Device::Cpu));
-        let _ = image.narrow(1, 0, 1).copy_(&Tensor::arange(20, (Kind::Float, Device::Cpu)).reshape([4, 5]));
+        image.narrow(1, 0, 1).copy_(&Tensor::arange(20, (Kind::Float, Device::Cpu)).reshape([4, 5]));
         let tokens = map_to_tokens(&embedding.forward(&image));
         assert_eq!(tokens.size(), [1, 4, 1]);
         assert_eq!(Vec::<f32>::try_from(tokens.flatten(0, -1)).unwrap(), [12., 20., 52., 60.]);

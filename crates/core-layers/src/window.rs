@@ -3,7 +3,7 @@
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
-use crate::{Init, parameter};
+use crate::{Init, parameter, trace};
 
 /// Maps `[B, H, W, C]` cut into windows of `side`×`side` pixels, which must divide H and W:
 /// `[B·nW, side², C]`, all windows of an image in a row, row by row.
@@ -55,7 +55,9 @@ impl RelativePositionBias {
     /// `[1, heads, N, N]` with N = side², to be added to the scores of queries by keys.
     pub fn forward(&self) -> Tensor {
         let pairs = self.table.index_select(0, &self.index); // [N·N, heads]
-        pairs.reshape([self.tokens, self.tokens, -1]).permute([2, 0, 1]).unsqueeze(0)
+        let bias = pairs.reshape([self.tokens, self.tokens, -1]).permute([2, 0, 1]).unsqueeze(0);
+        trace::step("RelativePositionBias", &[Some(&self.table)], &bias, &[0]);
+        bias
     }
 }
 

@@ -16,8 +16,8 @@ mod words;
 
 pub use disk::{remove_partial_files, write_atomically};
 pub use recipe::{
-    DataRecipe, DatasetName, Estimate, FieldValue, ModelChoice, Normalize, OptimizerName, OptimizerRecipe,
-    Recipe, RecipeError, Reference, Schedule, Select, TrainRecipe, ValidationFrom,
+    DataRecipe, DatasetName, Estimate, FieldValue, InitialWeights, ModelChoice, Normalize, OptimizerName,
+    OptimizerRecipe, Recipe, RecipeError, Reference, Schedule, Select, TrainRecipe, ValidationFrom,
 };
 pub use record::{EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};
 pub use words::{complaint, duration};

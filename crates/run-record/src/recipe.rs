@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,9 @@ pub struct Recipe {
     pub optimizer: OptimizerRecipe,
     /// How the learning rate moves.
     pub schedule: Schedule,
+    /// The weights training starts from, if not fresh draws.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_weights: Option<InitialWeights>,
     /// The published numbers this recipe sets out to reproduce.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<Reference>,
@@ -287,6 +291,17 @@ pub struct OptimizerRecipe {
     pub scale_decay_by_lr: bool,
 }
 
+/// Weights to start from. A head for another number of classes is drawn anew, and a position embedding
+/// for another size of image resampled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitialWeights {
+    /// A safetensors file.
+    pub file: PathBuf,
+    /// Its SHA-256 in lower-case hexadecimal; another file is refused.
+    pub sha256: String,
+}
+
 /// Published numbers to compare with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -386,6 +401,11 @@ impl Recipe {
         if let Schedule::WarmupCosine { warmup } = self.schedule {
             check("schedule.warmup", warmup, fraction(warmup), "0 or more, below 1")?;
         }
+        if let Some(InitialWeights { sha256, .. }) = &self.initial_weights {
+            let digits = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+            let holds = sha256.len() == 64 && sha256.bytes().all(digits);
+            check("initial_weights.sha256", sha256, holds, "64 hexadecimal digits in lower case")?;
+        }
         let Self { reference, estimate, .. } = self;
         for (field, value) in [
             ("reference.test_top1", reference.as_ref().and_then(|reference| reference.test_top1)),
@@ -398,9 +418,14 @@ impl Recipe {
         check("estimate.cpu_minutes", minutes, non_negative(minutes), "a finite number, 0 or more")
     }
 
-    /// The recipe without its published numbers and forecast: what decides the outcome of a run.
+    /// The recipe without its published numbers, its forecast and the place of its initial weights: what
+    /// decides the outcome of a run.
     pub fn without_commentary(&self) -> Self {
-        Self { reference: None, estimate: None, ..self.clone() }
+        let mut recipe = Self { reference: None, estimate: None, ..self.clone() };
+        if let Some(weights) = &mut recipe.initial_weights {
+            weights.file = PathBuf::new();
+        }
+        recipe
     }
 }
 
@@ -495,8 +520,11 @@ name = "constant"
     fn values_out_of_range_are_named() {
         assert_eq!(example().validate(), Ok(()));
         type Spoil = fn(&mut Recipe);
-        let cases: [(&str, Spoil); 14] = [
+        let cases: [(&str, Spoil); 15] = [
             ("data.image_size", |r| r.data.image_size = 0),
+            ("initial_weights.sha256", |r| {
+                r.initial_weights = Some(InitialWeights { file: PathBuf::new(), sha256: "ab".into() });
+            }),
             ("data.crop_from", |r| r.data.crop_from = Some(31)),
             ("data.rotation_degrees", |r| r.data.rotation_degrees = Some(f64::NAN)),
             ("data.zoom", |r| r.data.zoom = Some(1.0)),
@@ -528,5 +556,12 @@ name = "constant"
             Some(Reference { source: "a tutorial".into(), test_top1: Some(0.8), test_top5: None });
         recipe.estimate = Some(Estimate { cpu_minutes: Some(3.0) });
         assert_eq!(recipe.without_commentary(), example());
+
+        let from = |file: &str, sha256: &str| Recipe {
+            initial_weights: Some(InitialWeights { file: file.into(), sha256: sha256.into() }),
+            ..example()
+        };
+        assert_eq!(from("a", "1").without_commentary(), from("b", "1").without_commentary());
+        assert_ne!(from("a", "1").without_commentary(), from("a", "2").without_commentary());
     }
 }

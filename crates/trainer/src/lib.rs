@@ -5,11 +5,13 @@ pub mod environment;
 pub mod error;
 pub mod evaluate;
 pub mod fit;
+pub mod forward;
 pub mod progress;
 pub mod recipes;
 pub mod registry;
 pub mod run_dir;
 pub mod schedule;
+pub mod summary;
 pub mod train;
 pub mod weights;
 

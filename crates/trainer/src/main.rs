@@ -5,14 +5,16 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use data_cifar::{ChannelStats, DeviceSet};
+use run_record::FieldValue;
+use tch::Device;
 use tch::nn::VarStore;
 use trainer::data::{self, Part, Presentation};
 use trainer::evaluate::evaluate;
+use trainer::forward::forward;
 use trainer::progress::say;
-use trainer::recipes;
-use trainer::registry::FAMILIES;
-use trainer::train::{Request, train};
-use trainer::{Error, environment, error, weights};
+use trainer::registry::{Architecture, FAMILIES};
+use trainer::train::{self, Request};
+use trainer::{Error, environment, error, recipes, registry, summary, weights};
 
 // libtorch allocates and frees large blocks every step, which the C library's allocator hands back
 // to the kernel each time. With its `override` feature, mimalloc serves libtorch's C++ too.
@@ -42,6 +44,72 @@ enum Command {
     /// List the networks: name, family, parameters, multiply-accumulates, image size, classes.
     #[command(after_help = "Example: trainer list 'convmixer_256*'")]
     List(ListArgs),
+    /// Show a network layer by layer: output shapes, parameters, multiply-accumulates.
+    #[command(after_help = "Example: trainer summary vit_reference")]
+    Summary(SummaryArgs),
+    /// Run images from a safetensors file through a network with given weights, and write logits,
+    /// features and attention to another.
+    #[command(
+        after_help = "Example: trainer forward vit_tiny_patch16_224 --weights vit.safetensors --input images.safetensors --output logits.safetensors"
+    )]
+    Forward(ForwardArgs),
+    /// Write a network's freshly drawn weights, so that another program can start from the same.
+    #[command(after_help = "Example: trainer init gcvit_xxtiny --output fresh.safetensors")]
+    Init(InitArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct NetworkArgs {
+    /// Network; `list` shows them.
+    model: String,
+    /// Number of classes, if not the variant's.
+    #[arg(long, value_name = "N")]
+    num_classes: Option<i64>,
+    /// Side of the images in pixels, if not the variant's.
+    #[arg(long, value_name = "S")]
+    image_size: Option<i64>,
+    /// Replace a field of the network's configuration, `model.depth=2`; repeatable.
+    #[arg(long = "set", value_name = "model.FIELD=VALUE")]
+    sets: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct SummaryArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ForwardArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Weights; with --num-classes, a head for another number of classes is left as drawn.
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// File with a tensor `input` [B, 3, H, W], scaled, normalised and resized as the network sees it.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// File to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Debug, clap::Args)]
+struct InitArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// File to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,6 +126,9 @@ struct TrainArgs {
     /// Directory of the data set, if not where `cargo xtask fetch` puts it.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Start from these weights; a head for other classes is drawn anew.
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
     /// Replace a value of the recipe, `train.epochs=2` or `model.embed_dim=64`; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -140,6 +211,9 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Train(args) }) => run_train(args),
         Ok(Cli { command: Command::Evaluate(args) }) => run_evaluate(&args),
         Ok(Cli { command: Command::List(args) }) => run_list(&args),
+        Ok(Cli { command: Command::Summary(args) }) => run_summary(&args),
+        Ok(Cli { command: Command::Forward(args) }) => run_forward(&args),
+        Ok(Cli { command: Command::Init(args) }) => run_init(&args),
         // Help and version go where they belong; a mistake becomes one line.
         Err(help) if !help.use_stderr() => {
             say(help.render().to_string().trim_end());
@@ -164,7 +238,11 @@ fn run_train(args: TrainArgs) -> Result<(), Error> {
         (None, Some(preset), Some(model)) => recipes::from_preset(&root, preset, model, &args.sets)?,
         _ => return Err(Error::Usage("give --model and --preset, or --recipe".to_owned())),
     };
-    train(&Request {
+    let resolved = match &args.weights {
+        Some(file) => resolved.starting_from(file)?,
+        None => resolved,
+    };
+    train::train(&Request {
         root,
         resolved,
         data_dir: args.data_dir,
@@ -230,6 +308,50 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+impl NetworkArgs {
+    fn architecture(&self) -> Result<Architecture, Error> {
+        let mut fields = recipes::model_fields(&self.sets)?;
+        for (field, value) in [("num_classes", self.num_classes), ("image_size", self.image_size)] {
+            if let Some(value) = value {
+                fields.insert(field.to_owned(), FieldValue::Integer(value));
+            }
+        }
+        registry::find(&self.model)?.with_fields(&fields)
+    }
+}
+
+fn run_summary(args: &SummaryArgs) -> Result<(), Error> {
+    let summary = summary::summarize(&args.network.architecture()?)?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&summary)
+            .map_err(|error| Error::Training(format!("the summary cannot be written as JSON: {error}")))?;
+        say(&json);
+    } else {
+        say(&summary.to_text());
+    }
+    Ok(())
+}
+
+fn run_forward(args: &ForwardArgs) -> Result<(), Error> {
+    let architecture = args.network.architecture()?;
+    let device = environment::device(&args.device)?;
+    let new_head = args.network.num_classes.is_some();
+    let notes = forward(&architecture, &args.weights, new_head, &args.input, &args.output, device)?;
+    for note in notes {
+        eprintln!("note: {}: {note}", args.weights.display());
+    }
+    Ok(())
+}
+
+fn run_init(args: &InitArgs) -> Result<(), Error> {
+    let architecture = args.network.architecture()?;
+    let vs = VarStore::new(Device::Cpu);
+    train::seed_initial_weights(args.seed);
+    architecture.init(&vs.root())?;
+    let bytes = weights::tensors_to_bytes(vs.variables().into_iter().collect(), None)?;
+    run_record::write_atomically(&args.output, &bytes).map_err(Error::io(&args.output))
 }
 
 fn run_list(args: &ListArgs) -> Result<(), Error> {

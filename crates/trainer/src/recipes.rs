@@ -1,9 +1,11 @@
 //! Finding a recipe, changing it from the command line, and saying what is wrong with it.
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use run_record::Recipe;
+use run_record::{FieldValue, InitialWeights, Recipe};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
@@ -79,6 +81,21 @@ pub fn from_preset(root: &Path, preset: &str, model: &str, sets: &[String]) -> R
 /// A file that cannot be read, or a recipe that is wrong.
 pub fn from_file(file: &Path, model: Option<&str>, sets: &[String]) -> Result<Resolved, Error> {
     Ok(Resolved { recipe: change(&parse(file)?, model, sets)?, preset: CUSTOM.to_owned() })
+}
+
+impl Resolved {
+    /// The same run from the weights in `file`, which is then no preset's.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn starting_from(mut self, file: &Path) -> Result<Self, Error> {
+        let bytes = fs::read(file).map_err(Error::io(file))?;
+        let sha256 = hex(&Sha256::digest(bytes));
+        self.recipe.initial_weights = Some(InitialWeights { file: file.to_owned(), sha256 });
+        self.recipe.reference = None;
+        self.preset = CUSTOM.to_owned();
+        Ok(self)
+    }
 }
 
 /// SHA-256 of what decides the run, as lower-case hexadecimal.
@@ -173,6 +190,22 @@ fn change(recipe: &Recipe, model: Option<&str>, sets: &[String]) -> Result<Recip
     let all = || sets.iter().map(|set| format!("--set {set}: ")).collect::<String>();
     changed.validate().map_err(|error| Error::Usage(format!("{}{error}", all())))?;
     Ok(changed)
+}
+
+/// The model fields that assignments `model.FIELD=VALUE` give.
+///
+/// # Errors
+/// An assignment to anything else.
+pub fn model_fields(sets: &[String]) -> Result<BTreeMap<String, FieldValue>, Error> {
+    let field = |assignment: &String| {
+        let wrong = |problem: &dyn Display| Error::Usage(format!("--set {assignment}: {problem}"));
+        let (key, value) = assignment.split_once('=').ok_or_else(|| wrong(&"expected model.FIELD=VALUE"))?;
+        let name = key.trim().strip_prefix("model.").filter(|name| *name != "name");
+        let name = name.ok_or_else(|| wrong(&"expected model.FIELD=VALUE"))?;
+        let value = FieldValue::deserialize(literal(value.trim())).map_err(|error| wrong(&error))?;
+        Ok((name.to_owned(), value))
+    };
+    sets.iter().map(field).collect()
 }
 
 /// A TOML value, or the text itself where it is none: `--set optimizer.name=adamw` needs no quotes.

@@ -204,22 +204,12 @@ pub fn nearest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
 mod tests {
     use super::*;
     use std::collections::HashSet;
-    use tch::{Device, nn};
 
     #[test]
-    fn names_are_unique_and_every_small_variant_builds_without_renamed_tensors() {
+    fn names_are_unique() {
         let mut seen = HashSet::new();
         for variant in FAMILIES.iter().flat_map(Family::variants) {
             assert!(seen.insert(variant.model.clone()), "{} twice", variant.model);
-            if variant.params > 3_000_000 {
-                continue;
-            }
-            let vs = nn::VarStore::new(Device::Cpu);
-            variant.init(&vs.root()).unwrap();
-            // tch renames a second tensor of one name instead of refusing it.
-            let renamed: Vec<String> =
-                vs.variables().into_keys().filter(|name| name.contains("__")).collect();
-            assert!(renamed.is_empty(), "{}: {renamed:?}", variant.model);
         }
     }
 

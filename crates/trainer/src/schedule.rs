@@ -62,7 +62,7 @@ mod tests {
             (15_624, 1.3987e-11),
         ] {
             let got = lr.at(step);
-            assert!((got - want).abs() <= 1e-5 * want, "{step}: {got} {want}");
+            assert!((got - want).abs() <= 5e-5 * want, "{step}: {got} {want}");
         }
         // The batches that are not whole make 15,650 steps; the last 25 change nothing.
         assert!([15_625, 15_626, 15_649].iter().all(|&step| lr.at(step).abs() < 1e-18));

@@ -1,13 +1,14 @@
 //! The `train` command: from a recipe to a finished run directory.
 
+use std::fs;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use data_cifar::{Dataset, DeviceSet, keyed_seed};
 use run_record::{
-    EpochStats, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, Select,
-    duration,
+    EpochStats, InitialWeights, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING,
+    Select, duration,
 };
 use sha2::{Digest, Sha256};
 use tch::Device;
@@ -20,6 +21,7 @@ use crate::progress::{Progress, say};
 use crate::recipes::{self, Resolved};
 use crate::registry::{self, Architecture};
 use crate::run_dir::{Found, RunDir};
+use crate::summary::grouped;
 use crate::weights::{self, Card};
 use crate::{Error, environment, error};
 
@@ -174,8 +176,11 @@ fn train_and_test(
 ) -> Result<Finished, Error> {
     let Request { resolved: Resolved { recipe, .. }, seed, device, .. } = request;
     let vs = VarStore::new(*device);
-    tch::manual_seed(keyed_seed(*seed, "init", 0, 0));
+    seed_initial_weights(*seed);
     let network = architecture.init(&vs.root())?;
+    if let Some(weights) = &recipe.initial_weights {
+        load_initial_weights(&vs, architecture, weights, progress)?;
+    }
     let stats = data::channel_statistics(&recipe.data, dataset)?;
     let set = DeviceSet::new(&dataset.train, *device)?;
     let job = Job {
@@ -223,6 +228,31 @@ fn train_and_test(
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
     Ok(Finished { history, kept, test, weights_sha256 })
+}
+
+fn load_initial_weights(
+    vs: &VarStore,
+    architecture: &Architecture,
+    InitialWeights { file, sha256 }: &InitialWeights,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let bytes = fs::read(file).map_err(Error::io(file))?;
+    let found = recipes::hex(&Sha256::digest(bytes));
+    if found != *sha256 {
+        return Err(Error::Weights {
+            path: file.clone(),
+            problem: format!("its SHA-256 is {found}, the recipe's initial weights have {sha256}"),
+        });
+    }
+    for note in weights::load(vs, architecture, file, true)? {
+        progress.line(&format!("{}: {}: {note}", architecture.model, file.display()));
+    }
+    Ok(())
+}
+
+/// Seeds the generator that a network's parameters are drawn from.
+pub fn seed_initial_weights(seed: u64) {
+    tch::manual_seed(keyed_seed(seed, "init", 0, 0));
 }
 
 fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str) -> Result<RunRecord, Error> {
@@ -305,28 +335,10 @@ fn verdict(row: &ResultRow) -> String {
     )
 }
 
-/// 594186 as `594,186`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::path::Path;
-
-    #[test]
-    fn numbers_are_grouped_in_threes() {
-        assert_eq!([7, 999, 1000, 594_186].map(grouped), ["7", "999", "1,000", "594,186"]);
-    }
 
     #[test]
     fn the_data_decides_the_head_and_the_input() {

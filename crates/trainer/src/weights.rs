@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::nn::VarStore;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::registry::{self, Architecture};
@@ -87,9 +87,11 @@ pub fn tensors_to_bytes(
     let mut contents = BTreeMap::new();
     for (name, tensor) in tensors {
         let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();
-        let flat = tensor.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?.f_reshape([-1])?;
-        let values = Vec::<f32>::try_from(flat)?;
-        contents.insert(name, (shape, values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()));
+        let floats = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+        let mut bytes = vec![0; 4 * floats.numel()];
+        // libtorch runs on little-endian machines only, and that is the file's order too.
+        floats.f_copy_data_u8(&mut bytes, floats.numel())?;
+        contents.insert(name, (shape, bytes));
     }
     let views: Result<Vec<_>, safetensors::SafeTensorError> = contents
         .iter()
@@ -281,7 +283,7 @@ fn without_unit_ends(shape: &[i64]) -> &[i64] {
 mod tests {
     use super::*;
     use crate::registry;
-    use tch::{Device, nn};
+    use tch::nn;
 
     fn network(classes: i64) -> (VarStore, Architecture) {
         let fields = [("embed_dim", 8), ("depth", 1), ("num_classes", classes)];

@@ -1,8 +1,9 @@
 //! The network: patch embedding, encoder, head.
 
 use core_layers::{
-    AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention, drop_path,
-    drop_path_rates, first_token_map, map_to_tokens, parameter, patch_embedding, prepend_tokens,
+    AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention,
+    add_position_embedding, drop_path, drop_path_rates, first_token_map, map_to_tokens, parameter,
+    patch_embedding, prepend_tokens,
 };
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
@@ -86,7 +87,8 @@ impl Vit {
     /// The tokens after the last block, before the norm, and each block's attention probabilities
     /// `[B, heads, N, N]` if they are wanted.
     fn encode(&self, images: &Tensor, train: bool, mut probabilities: Option<&mut Vec<Tensor>>) -> Tensor {
-        let mut x = prepend_tokens(&self.class_token, &self.embed_patches(images)) + &self.position;
+        let tokens = prepend_tokens(&self.class_token, &self.embed_patches(images));
+        let mut x = add_position_embedding(&tokens, &self.position);
         for block in &self.blocks {
             let (y, attention) = block.forward_t(&x, train);
             x = y;
