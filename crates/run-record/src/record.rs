@@ -151,7 +151,7 @@ pub struct RunRecord {
     pub format: u32,
     /// The row of `results.csv`.
     pub result: ResultRow,
-    /// SHA-256 of `best.safetensors`, once the run is complete.
+    /// SHA-256 of the kept weights, once the run is complete.
     pub weights_sha256: Option<String>,
     /// The command line of the trainer.
     pub command: Vec<String>,
