@@ -268,6 +268,7 @@ validation_count = 100
 epochs = 1
 batch_size = 64
 label_smoothing = 0.0
+select = "best"
 [optimizer]
 name = "adamw"
 lr = 1e-3
@@ -276,6 +277,8 @@ beta2 = 0.999
 eps = 1e-7
 weight_decay = 1e-4
 scale_decay_by_lr = false
+[schedule]
+name = "constant"
 [estimate]
 cpu_minutes = 1.5
 "#;

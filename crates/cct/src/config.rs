@@ -242,7 +242,9 @@ impl ModelConfig for CctConfig {
         Variant { name: "vit_lite_7_4_32", config: || Self::vit_lite(7) },
     ];
 
-    const HEAD: &'static [&'static str] = &["classifier.fc."];
+    fn head(&self) -> &'static [&'static str] {
+        &["classifier.fc."]
+    }
 
     /// The position embedding, bilinear, as the official implementation does. A class token's place
     /// is the position that a square grid leaves over.

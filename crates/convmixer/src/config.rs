@@ -93,16 +93,18 @@ impl ModelConfig for ConvMixerConfig {
         Variant { name: "convmixer_1536_20_k3_p7", config: || Self::imagenet(1536, 20, 3, 7) },
     ];
 
-    const HEAD: &'static [&'static str] = &["head."];
+    fn head(&self) -> &'static [&'static str] {
+        &["head."]
+    }
 
     /// The authors' checkpoints number the layers of one flat sequence: patch convolution, GELU,
     /// norm, the blocks, pooling, flattening, head.
     fn tensor_name(&self, name: &str) -> String {
-        let Some((Ok(layer), rest)) = name.split_once('.').map(|(layer, rest)| (layer.parse::<i64>(), rest))
+        let Some((Ok(layer), rest)) = name.split_once('.').map(|(layer, rest)| (layer.parse::<u32>(), rest))
         else {
             return name.to_owned();
         };
-        match layer - 3 {
+        match i64::from(layer) - 3 {
             -3 => format!("stem.0.{rest}"),
             -1 => format!("stem.2.{rest}"),
             block if (0..self.depth).contains(&block) => format!("blocks.{block}.{rest}"),

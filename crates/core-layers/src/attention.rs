@@ -68,6 +68,7 @@ pub struct MultiHeadAttention {
     qkv: Linear,
     proj: Linear,
     num_heads: i64,
+    external_query: bool,
     attn_drop: f64,
 }
 
@@ -85,6 +86,7 @@ impl MultiHeadAttention {
             qkv: Linear::new(&(vs / "qkv"), dim, parts * inner, config.qkv_init, bias)?,
             proj: Linear::new(&(vs / "proj"), inner, dim, config.proj_init, Some(config.bias_init))?,
             num_heads,
+            external_query,
             attn_drop,
         })
     }
@@ -99,6 +101,7 @@ impl MultiHeadAttention {
         bias: Option<&Tensor>,
         train: bool,
     ) -> (Tensor, Tensor) {
+        debug_assert_eq!(query.is_some(), self.external_query, "a query if and only if it is external");
         let parts = if query.is_some() { 2 } else { 3 };
         let projected = self.qkv.forward(tokens).chunk(parts, -1); // parts x [B, N, h·d]
         let mut heads: Vec<Tensor> = projected.iter().map(|x| split_heads(x, self.num_heads)).collect();

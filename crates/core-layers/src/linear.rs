@@ -24,10 +24,7 @@ impl Linear {
         weight: Init,
         bias: Option<Init>,
     ) -> Result<Self, TchError> {
-        Ok(Self {
-            weight: parameter(vs, "weight", &[outputs, inputs], weight)?,
-            bias: bias.map(|init| parameter(vs, "bias", &[outputs], init)).transpose()?,
-        })
+        Self::shaped(vs, &[outputs, inputs], weight, bias)
     }
 
     /// The same layer with its weight kept as that of a 1×1 convolution, `[outputs, inputs, 1, 1]`,
@@ -42,9 +39,13 @@ impl Linear {
         weight: Init,
         bias: Option<Init>,
     ) -> Result<Self, TchError> {
+        Self::shaped(vs, &[outputs, inputs, 1, 1], weight, bias)
+    }
+
+    fn shaped(vs: &Path, shape: &[i64], weight: Init, bias: Option<Init>) -> Result<Self, TchError> {
         Ok(Self {
-            weight: parameter(vs, "weight", &[outputs, inputs, 1, 1], weight)?,
-            bias: bias.map(|init| parameter(vs, "bias", &[outputs], init)).transpose()?,
+            weight: parameter(vs, "weight", shape, weight)?,
+            bias: bias.map(|init| parameter(vs, "bias", &shape[..1], init)).transpose()?,
         })
     }
 

@@ -47,9 +47,9 @@ pub trait ModelConfig: Clone + Serialize + DeserializeOwned + 'static {
     /// Every variant with a name.
     const VARIANTS: &'static [Variant<Self>];
 
-    /// What the names of the tensors that can depend on the number of classes start with: those are drawn
+    /// What the names of the tensors that depend on the number of classes start with: those are drawn
     /// anew when a pretrained network is given other classes.
-    const HEAD: &'static [&'static str];
+    fn head(&self) -> &'static [&'static str];
 
     /// Our name of the tensor that a published checkpoint calls `name`, where checkpoints of one
     /// network do not agree on names.

@@ -27,10 +27,16 @@ thread_local! {
 
 /// Runs `forward` and returns what it returns, with every step its layers took on this thread.
 pub fn record<T>(forward: impl FnOnce() -> T) -> (T, Vec<Step>) {
-    let outer = STEPS.replace(Some(Vec::new()));
+    /// Stops recording however the pass ends.
+    struct Outer(Option<Vec<Step>>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            STEPS.set(self.0.take());
+        }
+    }
+    let _outer = Outer(STEPS.replace(Some(Vec::new())));
     let result = forward();
-    let steps = STEPS.replace(outer).unwrap_or_default();
-    (result, steps)
+    (result, STEPS.take().unwrap_or_default())
 }
 
 /// Notes a layer's step if somebody is recording. Each output element costs the product of
@@ -70,5 +76,8 @@ mod tests {
         assert_eq!(steps[1].tensors[0].data_ptr(), vs.variables()["fc.weight"].data_ptr());
         assert_eq!((steps[0].tensors.len(), steps[1].tensors.len()), (1, 2));
         assert!(record(|| ()).1.is_empty());
+        // Nobody records after a pass that panicked.
+        assert!(std::panic::catch_unwind(|| record(|| panic!("out of memory"))).is_err());
+        assert!(STEPS.take().is_none());
     }
 }

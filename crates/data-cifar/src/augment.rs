@@ -198,7 +198,7 @@ mod tests {
         let pixels: Vec<f32> =
             (0..2).flat_map(|n| rows(n).flat_map(|y| (0..5).map(move |x| value(y, x)))).collect();
         let images = Tensor::from_slice(&pixels).view([2, 1, 4, 5]);
-        let degrees = [-17.84651f32, -14.19950];
+        let degrees = [-17.84651f32, -14.1995];
         close(
             &rotate(&images, &Tensor::from_slice(&degrees.map(f32::to_radians))).unwrap(),
             &[
@@ -255,6 +255,18 @@ mod tests {
         }
         assert_eq!(places.into_iter().collect::<Vec<_>>(), [0, 1, 2, 6, 7, 8, 12, 13, 14]);
         assert!(draws.apply(&images.narrow(2, 0, 3), 0, 0).is_err());
+    }
+
+    /// Computed from the ChaCha8 and FNV-1a definitions by a separate program.
+    #[test]
+    fn where_a_batch_is_cropped_never_changes() {
+        let pixels = Tensor::arange(52 * 52, (Kind::Float, Device::Cpu)).view([1, 1, 52, 52]);
+        let draws = Augmentation { crop: Some(48), ..Augmentation::default() };
+        let draws = draws.draw(42, 3, &[0], Device::Cpu).unwrap();
+        for (batch, (top, left)) in (0..).zip([(0, 2), (1, 2), (2, 4), (2, 4)]) {
+            let cut = draws.apply(&pixels, batch, 0).unwrap();
+            assert_eq!(cut.double_value(&[0, 0, 0, 0]), f64::from(52 * top + left), "batch {batch}");
+        }
     }
 
     #[test]

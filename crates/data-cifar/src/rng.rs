@@ -93,6 +93,7 @@ mod tests {
         let flips: String =
             flip_mask(42, 3, &indices).iter().map(|&flip| if flip { '1' } else { '0' }).collect();
         assert_eq!(flips, "01011010100001010011100011111111");
+        assert_eq!(uniform(42, "rotation", 3, &[0, 7], -1.0..1.0), [0.041_646_004, -0.986_965_54]);
     }
 
     #[test]

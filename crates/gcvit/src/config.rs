@@ -23,10 +23,11 @@ pub enum QueryPool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GcVitInit {
-    /// The Keras tutorial: Glorot uniform weights, zero biases.
+    /// The Keras tutorial: Glorot uniform weights, zero biases, bias tables truncated normal with 0.02 before
+    /// truncation.
     Keras,
-    /// The official implementation: normal linear weights of standard deviation 0.02, zero biases,
-    /// and convolutions as PyTorch draws them.
+    /// The official implementation: linear weights and bias tables normal with standard deviation 0.02,
+    /// zero biases, and convolutions as PyTorch draws them.
     Official,
 }
 
@@ -84,7 +85,7 @@ impl GcVitConfig {
         }
     }
 
-    /// XXTiny for 64×64 images and ten classes: maps of 16, 8, 4 and 2 pixels.
+    /// XXTiny adapted to 64×64 images and ten classes, which nobody published: maps of 16, 8, 4 and 2 pixels.
     pub fn xxtiny_64() -> Self {
         Self { image_size: 64, num_classes: 10, window_sizes: [4, 4, 4, 2], ..Self::xxtiny() }
     }
@@ -281,7 +282,9 @@ impl ModelConfig for GcVitConfig {
         Variant { name: "gcvit_xxtiny_64", config: Self::xxtiny_64 },
     ];
 
-    const HEAD: &'static [&'static str] = &["head."];
+    fn head(&self) -> &'static [&'static str] {
+        &["head."]
+    }
 
     /// timm's names become the official ones; those stay.
     fn tensor_name(&self, name: &str) -> String {

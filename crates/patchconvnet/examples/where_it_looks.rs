@@ -1,9 +1,10 @@
 //! Shows as text where a PatchConvNet looks: `cargo run --release -p patchconvnet --example where_it_looks --
-//! WEIGHTS.safetensors PICTURE`, the weights those a run of `patchconvnet_reference` left.
+//! WEIGHTS.safetensors PICTURE`, the weights those that
+//! `cargo xtask train --model patchconvnet_reference --preset reference` left.
 
 use std::error::Error;
 
-use core_layers::{Model, ModelConfig};
+use core_layers::{Activation, Model, ModelConfig};
 use patchconvnet::PatchConvNetConfig;
 use tch::vision::image;
 use tch::{Device, Kind, nn};
@@ -13,7 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [weights, picture] = arguments.as_slice() else {
         return Err("give a weights file and a picture".into());
     };
-    let config = PatchConvNetConfig::reference();
+    // The preset replaces the variant's activation by the one its published log was made with.
+    let config = PatchConvNetConfig { activation: Activation::Gelu, ..PatchConvNetConfig::reference() };
     let mut vs = nn::VarStore::new(Device::Cpu);
     let network = config.init(&vs.root())?;
     vs.load(weights)?;

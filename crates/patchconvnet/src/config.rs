@@ -70,7 +70,7 @@ pub struct PatchConvNetConfig {
     pub mlp_hidden: i64,
     /// Whether the activation follows the MLP's second layer too.
     pub act_on_output: bool,
-    /// What the factor of each channel of every residual branch starts from, 0 to 1; without it there
+    /// What the factor of each channel of every residual branch starts from, above 0, up to 1; without it there
     /// are no such factors.
     pub layer_scale: Option<f64>,
     /// Stochastic depth of every trunk block; the pooling has none.
@@ -239,7 +239,12 @@ impl ModelConfig for PatchConvNetConfig {
         Variant { name: "patchconvnet_s60_multi", config: Self::s60_multi },
     ];
 
-    const HEAD: &'static [&'static str] = &["head.", "cls_token"];
+    fn head(&self) -> &'static [&'static str] {
+        match self.class_tokens {
+            ClassTokens::Single => &["head."],
+            ClassTokens::PerClass => &["head.", "cls_token"],
+        }
+    }
 
     fn image_size(&self) -> i64 {
         self.image_size
@@ -251,7 +256,6 @@ impl ModelConfig for PatchConvNetConfig {
 
     fn validate(&self) -> Result<(), ConfigError> {
         require_sizes(&[
-            ("image_size", self.image_size, 4_096),
             ("num_classes", self.num_classes, 1_000_000),
             ("embed_dim", self.embed_dim, 16_384),
             ("depth", self.depth, 1_024),
@@ -265,7 +269,7 @@ impl ModelConfig for PatchConvNetConfig {
         if self.embed_dim % 8 != 0 {
             return Err(field_error("embed_dim", self.embed_dim, "a multiple of 8"));
         }
-        if self.image_size < 4 {
+        if !(4..=4_096).contains(&self.image_size) {
             return Err(field_error("image_size", self.image_size, "4 to 4096"));
         }
         if self.design == Design::Official && self.image_size % 16 != 0 {
@@ -276,7 +280,9 @@ impl ModelConfig for PatchConvNetConfig {
             return Err(field_error("class_tokens", "per_class", "\"single\" with design \"tutorial\""));
         }
         match self.layer_scale {
-            Some(value) if !(0.0..=1.0).contains(&value) => Err(field_error("layer_scale", value, "0 to 1")),
+            Some(value) if !(value > 0.0 && value <= 1.0) => {
+                Err(field_error("layer_scale", value, "above 0, up to 1"))
+            }
             _ => Ok(()),
         }
     }
@@ -390,14 +396,14 @@ mod tests {
         let (reference, s60) = (PatchConvNetConfig::reference, PatchConvNetConfig::s60);
         for (config, words) in [
             (PatchConvNetConfig { image_size: 3, ..reference() }, "model.image_size = 3: 4 to"),
-            (PatchConvNetConfig { image_size: 0, ..reference() }, "model.image_size = 0: 1 to"),
+            (PatchConvNetConfig { image_size: 0, ..reference() }, "model.image_size = 0: 4 to"),
             (PatchConvNetConfig { image_size: 200, ..s60() }, "model.image_size = 200: a multiple of 16"),
             (PatchConvNetConfig { embed_dim: 36, ..reference() }, "model.embed_dim = 36: a multiple of 8"),
             (PatchConvNetConfig { depth: 0, ..s60() }, "model.depth = 0: 1 to"),
             (PatchConvNetConfig { drop_path_rate: 1.0, ..s60() }, "model.drop_path_rate = 1: 0 or more"),
             (PatchConvNetConfig { attn_drop: -0.1, ..s60() }, "model.attn_drop = -0.1: 0 or more"),
             (PatchConvNetConfig { mlp_drop: f64::NAN, ..s60() }, "model.mlp_drop = NaN: 0 or more"),
-            (PatchConvNetConfig { layer_scale: Some(2.0), ..s60() }, "model.layer_scale = 2: 0 to 1"),
+            (PatchConvNetConfig { layer_scale: Some(2.0), ..s60() }, "model.layer_scale = 2: above 0"),
             (
                 PatchConvNetConfig { class_tokens: ClassTokens::PerClass, ..reference() },
                 "model.class_tokens = per_class: \"single\"",

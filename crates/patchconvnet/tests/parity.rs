@@ -5,7 +5,7 @@
 
 use core_layers::parity::{self, Role, largest_difference};
 use core_layers::{Activation, Model, ModelConfig};
-use patchconvnet::{PatchConvNet, PatchConvNetConfig};
+use patchconvnet::{ClassTokens, PatchConvNet, PatchConvNetConfig};
 use tch::{Device, Kind, Tensor, nn};
 
 /// Fills every tensor by its role, with numbers drawn from the name `rename` gives.
@@ -136,4 +136,24 @@ fn s60_gives_the_official_logits() {
     let norm = logits.norm().double_value(&[]);
     assert_eq!(logits.size(), [1, 1000]);
     assert!((norm - 31.8757).abs() < 5e-4, "{norm}");
+}
+
+/// The numbers are those of docs/parity/patchconvnet_per_class.py, which writes the network out a second
+/// time: no vector was published for class tokens of every class.
+#[test]
+fn class_tokens_of_every_class_give_the_logits_of_another_implementation() {
+    let config = PatchConvNetConfig {
+        image_size: 48,
+        num_classes: 6,
+        class_tokens: ClassTokens::PerClass,
+        ..PatchConvNetConfig::official(64, 3)
+    };
+    let (_vs, network) = build(&config, str::to_owned);
+    let logits = tch::no_grad(|| network.forward_t(&(parity::images(2, 48) / 255.0), false));
+    let want = [
+        1.579203, 0.940573, -1.624441, 0.589900, 1.149479, -1.112337, //
+        1.315478, 0.766425, -1.757428, 1.515408, 0.962362, -1.526717,
+    ];
+    let difference = largest_difference(&logits, &want);
+    assert!(difference < 2e-5, "{difference}");
 }

@@ -65,7 +65,7 @@ pub struct ResultRow {
     pub params: u64,
     /// Multiply-accumulates of one forward pass on one image.
     pub macs: u64,
-    /// Epoch with the best validation top-1, whose weights were tested.
+    /// Epoch whose weights were kept and tested: the best by validation top-1, or the last.
     pub best_epoch: Option<u32>,
     /// Validation top-1 at that epoch.
     pub val_top1: Option<f64>,

@@ -137,3 +137,35 @@ impl Part<'_> {
         (self.range.start as i64..self.range.end as i64).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn training_images_are_enlarged_and_cut_and_others_only_resized() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let recipe = crate::recipes::from_preset(&root, "reference", "patchconvnet_reference", &[]);
+        let mut recipe = recipe.unwrap().recipe.data;
+        recipe.flip = false;
+        let presentation = Presentation::new(&recipe, &ChannelStats::UNIT, Device::Cpu).unwrap();
+        let digits = load(DatasetName::Digits, &root, None).unwrap();
+        let set = DeviceSet::new(&digits.test, Device::Cpu).unwrap();
+        let batch = set.batches(&[0], 1).unwrap().next().unwrap().unwrap();
+        let floats = batch.images.to_kind(Kind::Float) / 255.0;
+
+        let plain = presentation.plain(&batch.images).unwrap();
+        assert_eq!(plain, data_cifar::resize(&floats, 48).unwrap());
+        let large = data_cifar::resize(&floats, 52).unwrap();
+        let draws = presentation.draw(7, 1, &[0], Device::Cpu).unwrap();
+        let mut places = std::collections::BTreeSet::new();
+        for step in 0..20 {
+            let cut = presentation.augmented(&batch, &draws, step).unwrap();
+            assert_eq!(cut.size(), [1, 3, 48, 48]);
+            let place = (0..25).find(|n| cut == large.narrow(2, n / 5, 48).narrow(3, n % 5, 48));
+            places.insert(place.expect("it is cut out of the large image"));
+        }
+        assert!(places.len() > 5, "{places:?}");
+    }
+}

@@ -89,9 +89,11 @@ impl Resolved {
     /// # Errors
     /// A file that cannot be read.
     pub fn starting_from(mut self, file: &Path) -> Result<Self, Error> {
-        let bytes = fs::read(file).map_err(Error::io(file))?;
+        // The recipe is to be repeatable from anywhere.
+        let file = fs::canonicalize(file).map_err(Error::io(file))?;
+        let bytes = fs::read(&file).map_err(Error::io(&file))?;
         let sha256 = hex(&Sha256::digest(bytes));
-        self.recipe.initial_weights = Some(InitialWeights { file: file.to_owned(), sha256 });
+        self.recipe.initial_weights = Some(InitialWeights { file, sha256 });
         self.recipe.reference = None;
         self.preset = CUSTOM.to_owned();
         Ok(self)
@@ -173,23 +175,54 @@ fn change(recipe: &Recipe, model: Option<&str>, sets: &[String]) -> Result<Recip
     if let Some(model) = model {
         set(&mut table, "model.name", Value::String(model.to_owned())).map_err(Error::Usage)?;
     }
+    let judge = |table: &Table| {
+        Recipe::deserialize(Value::Table(table.clone()))
+            .map_err(|error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let all = |problem: &dyn Display| {
+        let sets: String = sets.iter().map(|set| format!("--set {set}: ")).collect();
+        Error::Usage(format!("{sets}{problem}"))
+    };
+    let mut changed = table.clone();
+    assign(&mut changed, sets)?;
+    let recipe = judge(&changed).map_err(|problem| {
+        // Names and types are judged together, since some keys go with others only; what is wrong by itself
+        // is named by itself.
+        let alone = |set: &&String| {
+            let mut table = table.clone();
+            let one = std::slice::from_ref(*set);
+            assign(&mut table, one).is_ok() && judge(&table).is_err_and(|this| this == problem)
+        };
+        match sets.iter().find(alone) {
+            Some(set) => Error::Usage(format!("--set {set}: {problem}")),
+            None => all(&problem),
+        }
+    })?;
+    recipe.validate().map_err(|error| all(&error))?;
+    Ok(recipe)
+}
+
+/// Carries out assignments `key=value`.
+fn assign(table: &mut Table, sets: &[String]) -> Result<(), Error> {
+    let mut parsed = Vec::new();
     for assignment in sets {
-        let wrong = |problem: String| Error::Usage(format!("--set {assignment}: {problem}"));
-        let (key, value) =
-            assignment.split_once('=').ok_or_else(|| wrong("expected key=value".to_owned()))?;
+        let wrong = |problem: &str| Error::Usage(format!("--set {assignment}: {problem}"));
+        let (key, value) = assignment.split_once('=').ok_or_else(|| wrong("expected key=value"))?;
         let key = key.trim();
         if matches!(key, "model" | "model.name") {
-            return Err(wrong("the network is chosen with --model".to_owned()));
+            return Err(wrong("the network is chosen with --model"));
         }
-        set(&mut table, key, literal(value.trim())).map_err(wrong)?;
-        // Types and names are judged one by one, to name the culprit; ranges once all are set.
-        Recipe::deserialize(Value::Table(table.clone()))
-            .map_err(|error| wrong(error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
+        parsed.push((assignment, key, literal(value.trim())));
     }
-    let changed: Recipe = table.try_into().map_err(internal)?;
-    let all = || sets.iter().map(|set| format!("--set {set}: ")).collect::<String>();
-    changed.validate().map_err(|error| Error::Usage(format!("{}{error}", all())))?;
-    Ok(changed)
+    // Another schedule has other keys, so it comes first and empty.
+    parsed.sort_by_key(|(_, key, _)| *key != "schedule.name");
+    for (assignment, key, value) in parsed {
+        if key == "schedule.name" {
+            table.insert("schedule".to_owned(), Value::Table(Table::new()));
+        }
+        set(table, key, value).map_err(|problem| Error::Usage(format!("--set {assignment}: {problem}")))?;
+    }
+    Ok(())
 }
 
 /// The model fields that assignments `model.FIELD=VALUE` give.
@@ -237,7 +270,7 @@ fn set(table: &mut Table, path: &str, value: Value) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use run_record::FieldValue;
+    use run_record::{FieldValue, Schedule};
 
     fn root() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -250,18 +283,20 @@ mod tests {
 
     #[test]
     fn every_committed_recipe_is_valid_and_names_a_model_of_its_family() {
-        let mut count = 0;
         for preset in presets(&root()).unwrap() {
-            for entry in fs::read_dir(root().join("recipes").join(preset)).unwrap() {
+            let mut families = Vec::new();
+            for entry in fs::read_dir(root().join("recipes").join(&preset)).unwrap() {
                 let path = entry.unwrap().path();
                 let recipe = from_file(&path, None, &[]).unwrap().recipe;
-                let model =
-                    registry::find(&recipe.model.name).unwrap().with_fields(&recipe.model.fields).unwrap();
-                assert_eq!(path.file_stem().unwrap().to_str(), Some(model.family), "{}", path.display());
-                count += 1;
+                let network = crate::train::architecture(&recipe).unwrap();
+                assert_eq!(path.file_stem().unwrap().to_str(), Some(network.family), "{}", path.display());
+                families.push(network.family);
             }
+            families.sort_unstable();
+            let mut all: Vec<&str> = registry::FAMILIES.iter().map(|family| family.name).collect();
+            all.sort_unstable();
+            assert_eq!(families, all, "{preset}");
         }
-        assert!(count >= 2);
     }
 
     #[test]
@@ -273,6 +308,21 @@ mod tests {
         assert_eq!(recipe.model.fields["embed_dim"], FieldValue::Integer(64));
         assert_eq!(recipe.model.name, "convmixer_reference");
         assert_eq!(recipe.optimizer.lr, 1.0);
+        // Another schedule, in any order, and back.
+        let cosine = Schedule::WarmupCosine { warmup: 0.1 };
+        for sets in [
+            ["schedule.name=warmup_cosine", "schedule.warmup=0.1"],
+            ["schedule.warmup=0.1", "schedule.name=warmup_cosine"],
+        ] {
+            assert_eq!(reference(&sets).unwrap().schedule, cosine);
+        }
+        let patchconvnet = from_preset(
+            &root(),
+            "reference",
+            "patchconvnet_reference",
+            &["schedule.name=constant".to_owned()],
+        );
+        assert_eq!(patchconvnet.unwrap().recipe.schedule, Schedule::Constant {});
         assert_eq!(recipe.dataset, run_record::DatasetName::Digits);
     }
 

@@ -100,7 +100,7 @@ fn describe<C: ModelConfig>(model: &str, config: &C) -> Architecture {
         macs: config.macs(),
         // A configuration is plain data; one that does not serialise cannot be read back either.
         config: serde_json::to_value(config).unwrap_or(Value::Null),
-        head: C::HEAD,
+        head: config.head(),
         resample: C::resample,
         init: |config, vs| Ok(Box::new(typed::<C>(config)?.init(vs)?)),
         tensor_names: |config, names| {

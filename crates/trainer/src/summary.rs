@@ -65,8 +65,11 @@ pub fn summarize(architecture: &Architecture) -> Result<Summary, Error> {
             .filter_map(|tensor| names.get(&tensor.data_ptr()).map(String::as_str))
             .collect();
         let name = match tensors.as_slice() {
-            // Beside the layer before it.
-            [] => layers.last().map(|layer| parent(&layer.name).to_owned()).unwrap_or_default(),
+            // Beside the layer before it, whose output it takes.
+            [] => {
+                let beside = layers.last().and_then(|layer| layer.name.rsplit_once('.'));
+                beside.map_or("-", |(parent, _)| parent).to_owned()
+            }
             [only] => only.strip_suffix(".weight").unwrap_or(only).to_owned(),
             several => common_path(several),
         };
@@ -93,10 +96,6 @@ pub fn summarize(architecture: &Architecture) -> Result<Summary, Error> {
         trainable: numbers(true),
         not_trainable: numbers(false),
     })
-}
-
-fn parent(path: &str) -> &str {
-    path.rsplit_once('.').map_or("", |(parent, _)| parent)
 }
 
 /// The longest path that all tensors are under.

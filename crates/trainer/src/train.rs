@@ -65,6 +65,9 @@ pub fn train(request: &Request) -> Result<(), Error> {
         }
     };
     let parts = data::split(&recipe.data, dataset.train.len())?;
+    if let Some(weights) = &recipe.initial_weights {
+        verify(weights)?;
+    }
     let found = if request.fresh { Found::Nothing } else { run.find(recipe, *seed, &dataset.sha256)? };
     let tell = |text: &str| {
         if !request.quiet {
@@ -179,7 +182,9 @@ fn train_and_test(
     seed_initial_weights(*seed);
     let network = architecture.init(&vs.root())?;
     if let Some(weights) = &recipe.initial_weights {
-        load_initial_weights(&vs, architecture, weights, progress)?;
+        for note in weights::load(&vs, architecture, &weights.file, true)? {
+            progress.line(&format!("{}: {}: {note}", architecture.model, weights.file.display()));
+        }
     }
     let stats = data::channel_statistics(&recipe.data, dataset)?;
     let set = DeviceSet::new(&dataset.train, *device)?;
@@ -230,24 +235,14 @@ fn train_and_test(
     Ok(Finished { history, kept, test, weights_sha256 })
 }
 
-fn load_initial_weights(
-    vs: &VarStore,
-    architecture: &Architecture,
-    InitialWeights { file, sha256 }: &InitialWeights,
-    progress: &Progress,
-) -> Result<(), Error> {
-    let bytes = fs::read(file).map_err(Error::io(file))?;
-    let found = recipes::hex(&Sha256::digest(bytes));
-    if found != *sha256 {
-        return Err(Error::Weights {
-            path: file.clone(),
-            problem: format!("its SHA-256 is {found}, the recipe's initial weights have {sha256}"),
-        });
+/// Checks that initial weights are the ones the recipe means.
+fn verify(InitialWeights { file, sha256 }: &InitialWeights) -> Result<(), Error> {
+    let found = recipes::hex(&Sha256::digest(fs::read(file).map_err(Error::io(file))?));
+    if found == *sha256 {
+        return Ok(());
     }
-    for note in weights::load(vs, architecture, file, true)? {
-        progress.line(&format!("{}: {}: {note}", architecture.model, file.display()));
-    }
-    Ok(())
+    let problem = format!("its SHA-256 is {found}, the recipe's initial weights have {sha256}");
+    Err(Error::Weights { path: file.clone(), problem })
 }
 
 /// Seeds the generator that a network's parameters are drawn from.

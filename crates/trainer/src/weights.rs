@@ -162,11 +162,11 @@ fn shape(view: &TensorView) -> Vec<i64> {
 /// * tensors wrapped in one of the usual prefixes (`module.`, `state_dict.`, …);
 /// * another checkpoint's names, where the architecture knows them;
 /// * a matrix kept as a 1×1 convolution, and the other way round;
-/// * batch counters, window indices and a head for pre-training, which are left out;
+/// * batch counters and window indices, which say nothing, and a head for pre-training, which is left out;
 /// * a position embedding for another size of image, which is resampled.
 ///
-/// With `new_head`, a head for another number of classes keeps what it was drawn as. A file that does not
-/// fit leaves the network unchanged. Returned are notes on what was resampled, replaced or left out.
+/// With `new_head`, the head keeps what it was drawn as if the file's is for another number of classes. A file that does not
+/// fit leaves the network unchanged. Returned are notes on weights that were resampled, replaced or left out.
 ///
 /// # Errors
 /// A file that cannot be read or is not safetensors; all missing, unexpected and misshapen tensors
@@ -179,27 +179,26 @@ pub fn load(
 ) -> Result<Vec<String>, Error> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| not_safetensors(path, &error))?;
-    let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
+    let mut variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
     let mut notes = Vec::new();
-    let found = unwrap(file.tensors().into_iter().collect(), &mut notes);
-    let mut found = rename(found, architecture, path)?;
+    let found = unwrap(file.tensors().into_iter().collect(), path, &mut notes)?;
+    let mut found = rename(found, architecture, path, &mut notes)?;
 
-    let is_head = |name: &str| architecture.head.iter().any(|head| name.starts_with(head));
-    let (mut missing, mut misshapen, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
+    if new_head {
+        replace_head(&mut variables, &mut found, architecture, &mut notes);
+    }
+    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
     let mut loaded = Vec::new();
     for (name, variable) in &variables {
         let want = variable.size();
         let Some(view) = found.remove(name) else {
-            let list = if new_head && is_head(name) { &mut replaced } else { &mut missing };
-            list.push(name.clone());
+            missing.push(name.clone());
             continue;
         };
         let got = shape(&view);
         if without_unit_ends(&got) == without_unit_ends(&want) {
             loaded
                 .push((variable.shallow_clone(), to_tensor(path, name, &view)?.f_reshape(want.as_slice())?));
-        } else if new_head && is_head(name) {
-            replaced.push(name.clone());
         } else if let Some(fitted) =
             (architecture.resample)(name, &to_tensor(path, name, &view)?.f_to_kind(Kind::Float)?, &want)
             && fitted.size() == want
@@ -209,9 +208,6 @@ pub fn load(
         } else {
             misshapen.push(format!("{name} is {got:?}, the network has {want:?}"));
         }
-    }
-    if new_head {
-        found.retain(|name, _| !is_head(name));
     }
     let unexpected: Vec<String> = found.into_keys().collect();
     let problems: Vec<String> =
@@ -223,31 +219,64 @@ pub fn load(
     if !problems.is_empty() {
         return Err(wrong(path, format!("the tensors are not the network's; {}", problems.join("; "))));
     }
-    if !replaced.is_empty() {
-        notes.push(format!("new, since the file is for other classes: {}", replaced.join(", ")));
-    }
     tch::no_grad(|| loaded.iter_mut().try_for_each(|(variable, tensor)| variable.f_copy_(tensor)))?;
     Ok(notes)
+}
+
+/// Takes the head out of what is to be loaded and out of the file, all of it or nothing: unless the two
+/// have the same tensors, none of the file's can be of the classes that are asked for.
+fn replace_head(
+    variables: &mut BTreeMap<String, Tensor>,
+    found: &mut BTreeMap<String, TensorView>,
+    architecture: &Architecture,
+    notes: &mut Vec<String>,
+) {
+    let is_head = |name: &String| architecture.head.iter().any(|head| name.starts_with(head));
+    let entry = |name: &String, shape: Vec<i64>| (name.clone(), without_unit_ends(&shape).to_vec());
+    let ours = variables.iter().filter(|(name, _)| is_head(name)).map(|(name, t)| entry(name, t.size()));
+    let theirs = found.iter().filter(|(name, _)| is_head(name)).map(|(name, v)| entry(name, shape(v)));
+    let (ours, theirs): (Vec<_>, Vec<_>) = (ours.collect(), theirs.collect());
+    if ours == theirs {
+        return;
+    }
+    let why = if theirs.is_empty() { "the file has no head" } else { "the file's head is for other classes" };
+    let names = match ours.as_slice() {
+        [(first, _), .., (last, _)] if ours.len() > 4 => format!("{first} to {last}"),
+        few => few.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
+    };
+    notes.push(format!("{why}; drawn anew: {names}"));
+    variables.retain(|name, _| !is_head(name));
+    found.retain(|name, _| !is_head(name));
 }
 
 /// The tensors without the prefixes that training scripts add.
 fn unwrap<'a>(
     mut found: BTreeMap<String, TensorView<'a>>,
+    path: &Path,
     notes: &mut Vec<String>,
-) -> BTreeMap<String, TensorView<'a>> {
+) -> Result<BTreeMap<String, TensorView<'a>>, Error> {
     let wrapper = |name: &str| WRAPPERS.iter().position(|wrapper| name.starts_with(wrapper));
     while let Some(best) = found.keys().filter_map(|name| wrapper(name)).min() {
-        let before = found.len();
-        found = found
-            .into_iter()
-            .filter(|(name, _)| wrapper(name).is_none_or(|this| this == best))
-            .map(|(name, view)| (name.strip_prefix(WRAPPERS[best]).unwrap_or(&name).to_owned(), view))
-            .collect();
-        if found.len() < before {
-            notes.push(format!("of several sets of weights in the file, {:?} was read", WRAPPERS[best]));
+        let (mut inner, mut others) = (BTreeMap::new(), 0);
+        for (name, view) in found {
+            if wrapper(&name).is_some_and(|this| this != best) {
+                others += 1;
+                continue;
+            }
+            let name = name.strip_prefix(WRAPPERS[best]).map_or(name.clone(), str::to_owned);
+            if inner.insert(name.clone(), view).is_some() {
+                return Err(wrong(path, format!("it has {name} both with and without {:?}", WRAPPERS[best])));
+            }
         }
+        if others > 0 {
+            notes.push(format!(
+                "read were the tensors under {:?}; {others} under another prefix were not",
+                WRAPPERS[best]
+            ));
+        }
+        found = inner;
     }
-    found
+    Ok(found)
 }
 
 /// The tensors under the network's names, without those that say nothing about its weights.
@@ -255,11 +284,16 @@ fn rename<'a>(
     found: BTreeMap<String, TensorView<'a>>,
     architecture: &Architecture,
     path: &Path,
+    notes: &mut Vec<String>,
 ) -> Result<BTreeMap<String, TensorView<'a>>, Error> {
+    let pre_logits = |name: &str| name.starts_with("pre_logits.");
+    if found.keys().any(|name| pre_logits(name)) {
+        notes.push("the layer before the head of pre-training, \"pre_logits\", was left out".to_owned());
+    }
     let says_nothing = |name: &str| {
         name.ends_with(".num_batches_tracked")
             || name.ends_with(".relative_position_index")
-            || name.starts_with("pre_logits.")
+            || pre_logits(name)
     };
     let (names, views): (Vec<String>, Vec<TensorView>) =
         found.into_iter().filter(|(name, _)| !says_nothing(name)).unzip();
@@ -405,12 +439,16 @@ mod tests {
         }
         let both = |name: &str| vec![format!("state_dict_ema.{name}"), format!("state_dict.{name}")];
         let notes = reload(both, false, 10).unwrap();
-        assert!(notes.len() == 1 && notes[0].contains("\"state_dict_ema.\" was read"), "{notes:?}");
+        assert!(notes.len() == 1 && notes[0].contains("under \"state_dict_ema.\""), "{notes:?}");
         // A tensor outside the wrapper is still one too many.
         let stray =
             |name: &str| vec![if name == "head.bias" { "bias".to_owned() } else { format!("model.{name}") }];
         let message = reload(stray, false, 10).unwrap_err().to_string();
         assert!(message.contains("missing: head.bias; unexpected: bias"), "{message}");
+        // So is one that is there with and without it.
+        let twice = |name: &str| vec![format!("model.{name}"), name.to_owned()];
+        let message = reload(twice, false, 10).unwrap_err().to_string();
+        assert!(message.contains("both with and without \"model.\""), "{message}");
     }
 
     #[test]
@@ -428,14 +466,43 @@ mod tests {
         let message = reload(same, false, 7).unwrap_err().to_string();
         assert!(message.contains("head.weight is [10, 8], the network has [7, 8]"), "{message}");
         let notes = reload(same, true, 7).unwrap();
-        assert_eq!(notes, ["new, since the file is for other classes: head.bias, head.weight"]);
+        assert_eq!(notes, ["the file's head is for other classes; drawn anew: head.bias, head.weight"]);
         // So is a head that is not there.
         let headless = |name: &str| if name.starts_with("head.") { vec![] } else { vec![name.to_owned()] };
-        assert_eq!(reload(headless, true, 7).unwrap(), notes);
+        let notes = reload(headless, true, 7).unwrap();
+        assert_eq!(notes, ["the file has no head; drawn anew: head.bias, head.weight"]);
+        assert_eq!(reload(same, true, 10).unwrap(), [""; 0]);
         assert!(reload(headless, false, 10).is_err());
         // The body is still strict.
         let bodiless = |name: &str| if name.starts_with("stem.") { vec![] } else { vec![name.to_owned()] };
         assert!(reload(bodiless, true, 7).unwrap_err().to_string().contains("missing: stem.0.bias"));
+    }
+
+    /// Two thirds of a per-class head have the right shapes in a file for more classes, and none of them is
+    /// of the right class.
+    #[test]
+    fn a_head_of_many_tensors_is_replaced_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("seven.safetensors");
+        let multi = |classes: i64| {
+            let fields = [("depth", 1), ("image_size", 16), ("embed_dim", 8), ("num_classes", classes)];
+            let fields =
+                fields.map(|(name, value)| (name.to_owned(), run_record::FieldValue::Integer(value)));
+            registry::find("patchconvnet_s60_multi").unwrap().with_fields(&fields.into()).unwrap()
+        };
+        let (seven, three) = (nn::VarStore::new(Device::Cpu), nn::VarStore::new(Device::Cpu));
+        multi(7).init(&seven.root()).unwrap();
+        multi(3).init(&three.root()).unwrap();
+        fs::write(&path, tensors_to_bytes(seven.variables().into_iter().collect(), None).unwrap()).unwrap();
+        let value = |vs: &VarStore, name: &str| vs.variables()[name].copy();
+        let before = value(&three, "head.0.weight");
+        let notes = load(&three, &multi(3), &path, true).unwrap();
+        assert_eq!(notes, ["the file's head is for other classes; drawn anew: cls_token to head.2.weight"]);
+        assert_eq!(value(&three, "head.0.weight"), before);
+        assert_eq!(value(&three, "norm.weight"), value(&seven, "norm.weight"));
+        let body = "blocks.0.attn.qkv_pos.0.weight";
+        assert_eq!(value(&three, body), value(&seven, body));
+        assert!(load(&three, &multi(3), &path, false).is_err());
     }
 
     #[test]

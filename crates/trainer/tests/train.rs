@@ -106,7 +106,7 @@ fn a_run_on_real_digits_learns_and_is_recorded_reused_and_protected() {
         .expect("the trainer starts");
     let report: serde_json::Value = serde_json::from_slice(&evaluated.stdout).expect("it is JSON");
     assert!((report["top1"].as_f64().expect("a number") - top1).abs() < 1e-6);
-    assert_eq!(report["images"], 360);
+    assert_eq!(report["images"], 326);
 
     // The same again is reused, not repeated.
     let again = small_run(&run, &[]);
@@ -184,8 +184,8 @@ fn wrong_requests_are_answered_on_one_line_with_exit_code_2() {
             "has no such field",
         ),
         (
-            &["--model", "convmixer_reference", "--preset", "quick", "--set", "data.validation_count=1437"],
-            "data.validation_count = 1437",
+            &["--model", "convmixer_reference", "--preset", "quick", "--set", "data.validation_count=1471"],
+            "data.validation_count = 1471",
         ),
         (&["--model", "convmixer_reference", "--preset", "quick", "--device", "cuda:99"], "cuda:99"),
     ];
@@ -390,4 +390,36 @@ fn the_list_can_be_filtered_and_read_by_programs() {
     assert_eq!(list[0]["params"], 51_625_960);
     let none = trainer().args(["list", "resnet*"]).output().expect("the trainer starts");
     assert!(error_line(&none, 2).contains("no model matches"));
+}
+
+#[test]
+fn the_last_epoch_is_kept_and_the_schedule_followed_if_the_recipe_says_so() {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let run = directory.path().join("run");
+    let more = [
+        "--set",
+        "train.select=last",
+        "--set",
+        "schedule.name=warmup_cosine",
+        "--set",
+        "schedule.warmup=0.5",
+        "--set",
+        "data.crop_from=20",
+        "--set",
+        "data.rotation_degrees=5",
+        "--set",
+        "data.zoom=0.1",
+    ];
+    let ran = small_run(&run, &more);
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert!(run.join("last.safetensors").is_file() && !run.join("best.safetensors").exists());
+    let (result, rows) = (record(&run)["result"].clone(), history(&run));
+    assert_eq!(result["best_epoch"], 3);
+    let last: f64 = rows[2][5].parse().expect("it is a number");
+    assert!(result["val_top1"].as_f64().is_some_and(|kept| (kept - last).abs() < 1e-6), "{result}");
+    // The rate at the end of each epoch: up to the middle of the second, then down to nothing.
+    let rates: Vec<f64> = rows.iter().map(|row| row[1].parse().expect("it is a number")).collect();
+    assert!(rates[0] > rates[2] && rates[1] > rates[2] && rates[2] < 1e-5, "{rates:?}");
+    let again = small_run(&run, &more);
+    assert!(stdout(&again).contains("already trained, reused"), "{}", stdout(&again));
 }

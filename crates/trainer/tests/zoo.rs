@@ -1,5 +1,5 @@
 //! What must hold for every network in the registry: it runs on one image and on three, keeps images apart,
-//! learns in every tensor, survives saving and loading, and is as large as it is said to be.
+//! has a gradient for every tensor, survives saving and loading, and is as large as it is said to be.
 
 use std::collections::BTreeMap;
 

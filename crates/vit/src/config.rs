@@ -162,7 +162,9 @@ impl ModelConfig for VitConfig {
         Variant { name: "vit_huge_patch14_224", config: || Self::huge(14, 224) },
     ];
 
-    const HEAD: &'static [&'static str] = &["head."];
+    fn head(&self) -> &'static [&'static str] {
+        &["head."]
+    }
 
     /// The position embedding, bicubic with antialiasing, as timm does.
     fn resample(name: &str, tensor: &Tensor, shape: &[i64]) -> Option<Tensor> {
