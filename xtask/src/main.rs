@@ -72,7 +72,7 @@ enum Task {
     #[command(
         disable_help_flag = true,
         after_help = "Examples:\n  cargo xtask evaluate --help\n  \
-                            cargo xtask evaluate --weights results/runs/convmixer_reference--quick--s0/best.safetensors"
+                            cargo xtask evaluate --weights results/runs/convmixer_reference--quick--s0/last.safetensors"
     )]
     Evaluate(Passed),
     /// List the models; the arguments are the trainer's

@@ -38,7 +38,7 @@ enum Command {
     Train(TrainArgs),
     /// Measure a trained network on one part of its data.
     #[command(
-        after_help = "Example: trainer evaluate --weights results/runs/convmixer_reference--quick--s0/best.safetensors"
+        after_help = "Example: trainer evaluate --weights results/runs/convmixer_reference--quick--s0/last.safetensors"
     )]
     Evaluate(EvaluateArgs),
     /// List the networks: name, family, parameters, multiply-accumulates, image size, classes.

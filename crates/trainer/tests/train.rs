@@ -7,7 +7,7 @@ use std::process::Output;
 use assert_cmd::Command;
 
 /// A ConvMixer small enough to learn the digits in seconds.
-const SMALL: [&str; 10] = [
+const SMALL: [&str; 14] = [
     "--set",
     "model.embed_dim=32",
     "--set",
@@ -18,6 +18,10 @@ const SMALL: [&str; 10] = [
     "train.batch_size=16",
     "--set",
     "train.label_smoothing=0.0",
+    "--set",
+    "train.select=best",
+    "--set",
+    "schedule.name=constant",
 ];
 
 fn trainer() -> Command {
