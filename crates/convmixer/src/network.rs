@@ -1,6 +1,6 @@
 //! The network: stem, blocks, global mean, linear head.
 
-use core_layers::{Activation, BatchNorm2d, Conv2d, InitScheme, Linear, Model, Padding};
+use core_layers::{Activation, BatchNorm2d, Conv2d, Linear, Model, Padding};
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
@@ -64,10 +64,7 @@ impl Block {
         let &ConvMixerConfig { embed_dim, kernel_size, init, .. } = config;
         let residual = vs / 0 / "fn";
         let kernel_area = kernel_size * kernel_size;
-        // Keras counts all channels among a depthwise kernel's inputs, although each output sees
-        // one; PyTorch does not.
-        let fan_in = if init == InitScheme::Glorot { kernel_area * embed_dim } else { kernel_area };
-        let depthwise = init.weight(fan_in, kernel_area);
+        let depthwise = init.depthwise_weight(kernel_size, embed_dim);
         let pointwise = init.weight(embed_dim, embed_dim);
         Ok(Self {
             depthwise: Conv2d::depthwise(

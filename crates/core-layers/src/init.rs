@@ -131,6 +131,13 @@ impl InitScheme {
         }
     }
 
+    /// The initialiser of a depthwise convolution's weight. Keras counts all channels among the inputs,
+    /// although each output sees one; PyTorch does not.
+    pub fn depthwise_weight(self, kernel: i64, channels: i64) -> Init {
+        let area = kernel * kernel;
+        self.weight(if self == Self::Glorot { area * channels } else { area }, area)
+    }
+
     /// The initialiser of the bias beside a weight with this `fan_in`.
     pub fn bias(self, fan_in: i64) -> Init {
         match self {
@@ -187,6 +194,16 @@ mod tests {
             let bound = Init::GlorotUniform { fan_in, fan_out }.bound();
             assert!((bound - limit).abs() < 6e-6, "{fan_in} {fan_out}: {bound} {limit}");
         }
+    }
+
+    #[test]
+    fn depthwise_fans_are_the_frameworks_own() {
+        // ConvMixer's 5×5 kernels and GCViT's 3×3 ones in Keras; PyTorch sees one channel.
+        for (kernel, channels, limit) in [(5, 256, 0.03056), (3, 64, 0.10127)] {
+            let bound = InitScheme::Glorot.depthwise_weight(kernel, channels).bound();
+            assert!((bound - limit).abs() < 6e-6, "{bound} {limit}");
+        }
+        assert_eq!(InitScheme::Torch.depthwise_weight(3, 64).bound(), 1.0 / 3.0);
     }
 
     #[test]

@@ -227,29 +227,11 @@ impl GcVitInit {
         }
     }
 
-    /// Of a convolution's weight; fans as PyTorch counts them.
-    pub(crate) fn conv(self, kernel: i64, inputs: i64, outputs: i64) -> Init {
-        let area = kernel * kernel;
+    /// Of convolutions.
+    pub(crate) fn convolution(self) -> InitScheme {
         match self {
-            Self::Keras => InitScheme::Glorot.weight(area * inputs, area * outputs),
-            Self::Official => InitScheme::Torch.weight(area * inputs, area * outputs),
-        }
-    }
-
-    /// Of a depthwise convolution's weight.
-    pub(crate) fn depthwise(self, kernel: i64, channels: i64) -> Init {
-        match self {
-            // Keras counts all channels among the inputs, although each output sees one.
-            Self::Keras => self.conv(kernel, channels, 1),
-            Self::Official => self.conv(kernel, 1, 1),
-        }
-    }
-
-    /// Of a convolution's bias, beside a weight with this many inputs per output.
-    pub(crate) fn conv_bias(self, fan_in: i64) -> Init {
-        match self {
-            Self::Keras => Init::Zeros,
-            Self::Official => Init::TorchDefault { fan_in },
+            Self::Keras => InitScheme::Glorot,
+            Self::Official => InitScheme::Torch,
         }
     }
 

@@ -19,7 +19,7 @@ struct MbConv {
 impl MbConv {
     /// Creates the layers under `vs`/conv; their numbers are places in the official sequence.
     fn new(vs: &Path, dim: i64, init: GcVitInit) -> Result<Self, TchError> {
-        let vs = vs / "conv";
+        let (vs, scheme) = (vs / "conv", init.convolution());
         let squeeze_excite = SqueezeExciteConfig {
             channels: dim,
             reduced: squeezed(dim),
@@ -30,10 +30,10 @@ impl MbConv {
         };
         let layers = &vs / 2 / "fc";
         Ok(Self {
-            depthwise: Conv2d::depthwise(&(&vs / 0), dim, 3, init.depthwise(3, dim), None)?
+            depthwise: Conv2d::depthwise(&(&vs / 0), dim, 3, scheme.depthwise_weight(3, dim), None)?
                 .padding(Padding::Symmetric(1)),
             squeeze_excite: SqueezeExcite::new(&(&layers / 0), &(&layers / 2), squeeze_excite)?,
-            pointwise: Conv2d::new(&(&vs / 3), dim, dim, 1, init.conv(1, dim, dim), None)?,
+            pointwise: Conv2d::new(&(&vs / 3), dim, dim, 1, scheme.weight(dim, dim), None)?,
         })
     }
 
@@ -55,7 +55,7 @@ pub(crate) struct Downsample {
 
 impl Downsample {
     pub fn new(vs: &Path, dim: i64, outputs: i64, init: GcVitInit) -> Result<Self, TchError> {
-        let weight = init.conv(3, dim, outputs);
+        let weight = init.convolution().weight(9 * dim, 9 * outputs);
         Ok(Self {
             first_norm: LayerNorm::new(&(vs / "norm1"), dim, NORM_EPS)?,
             mb_conv: MbConv::new(vs, dim, init)?,

@@ -74,8 +74,8 @@ impl GcVit {
                 3,
                 embed_dim,
                 3,
-                init.conv(3, 3, embed_dim),
-                Some(init.conv_bias(27)),
+                init.convolution().weight(27, 9 * embed_dim),
+                Some(init.convolution().bias(27)),
             )?
             .stride(2)
             .padding(Padding::Symmetric(1)),

@@ -195,15 +195,6 @@ impl PatchConvNetInit {
         }
     }
 
-    /// Inputs per output and outputs per input of a depthwise 3×3 kernel; Keras counts all channels
-    /// as inputs.
-    pub(crate) fn depthwise_fans(self, channels: i64) -> (i64, i64) {
-        match self {
-            Self::Keras => (9 * channels, 9),
-            Self::Official => (9, 9),
-        }
-    }
-
     /// Of queries, keys and values of the one-headed attention.
     pub(crate) fn attention(self, dim: i64) -> Init {
         match self {

@@ -47,14 +47,7 @@ impl TrunkBlock {
                 Conv2d::new(&spatial, dim, dim, 3, scheme.weight(fan, fan), Some(scheme.bias(fan)))?
             }
             Design::Official => {
-                let (fan_in, fan_out) = init.depthwise_fans(dim);
-                Conv2d::depthwise(
-                    &spatial,
-                    dim,
-                    3,
-                    scheme.weight(fan_in, fan_out),
-                    Some(scheme.bias(fan_in)),
-                )?
+                Conv2d::depthwise(&spatial, dim, 3, scheme.depthwise_weight(3, dim), Some(scheme.bias(9)))?
             }
         };
         let squeeze = SqueezeExciteConfig {
