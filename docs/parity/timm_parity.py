@@ -81,7 +81,7 @@ def report(what, ours, reference):
 
 def check(model, folder):
     print(model)
-    network = timm.create_model(model, pretrained=False).eval()
+    network = timm.create_model(model, pretrained=False, num_classes=1000).eval()
     images = torch.randn(2, *network.default_cfg["input_size"], generator=torch.Generator().manual_seed(0))
     weights = folder / "weights.safetensors"
 
