@@ -191,3 +191,17 @@ pub(crate) fn become_trainer(place: &Place, command: &str, args: &[std::ffi::OsS
     let error = trainer.exec();
     Err(error).with_context(|| cannot_start(&trainer))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_signal_is_told_from_an_exit_code() {
+        let (interrupted, failed) = (ExitStatus::from_raw(2), ExitStatus::from_raw(3 << 8));
+        assert_eq!((exit_code(interrupted), exit_code(failed)), (130, 3));
+        assert_eq!(ending(interrupted), "was killed by signal 2");
+        assert_eq!(ending(failed), "ended with exit code 3");
+    }
+}
