@@ -94,6 +94,13 @@ enum Task {
                             cargo xtask forward vit_tiny_patch16_224 --weights vit.safetensors --input images.safetensors --output logits.safetensors"
     )]
     Forward(Passed),
+    /// Show what a recipe's data holds and what training makes of it; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask inspect --help\n  \
+                            cargo xtask inspect --model cct_reference --preset quick --output sheet.png"
+    )]
+    Inspect(Passed),
     /// Write a network's freshly drawn weights; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -222,6 +229,7 @@ fn run(task: Task) -> Result<u8> {
         Task::List(_) => in_trainer(&place, "list"),
         Task::Summary(_) => in_trainer(&place, "summary"),
         Task::Forward(_) => in_trainer(&place, "forward"),
+        Task::Inspect(_) => in_trainer(&place, "inspect"),
         Task::Init(_) => in_trainer(&place, "init"),
         Task::TrainAll(args) => sweep::train_all(&place, &args),
         Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 /// The two directories everything is relative to.
 #[derive(Debug, Clone)]
@@ -23,13 +23,8 @@ impl Place {
         let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
         let package = PathBuf::from(package);
         let root = package.parent().context("the xtask package has no directory above it")?.to_path_buf();
-        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let cache = match (set("COMPACT_VISION_CACHE"), set("XDG_CACHE_HOME"), set("HOME")) {
-            (Some(cache), ..) => cache,
-            (_, Some(xdg), _) if xdg.is_absolute() => xdg.join("compact-vision"),
-            (_, _, Some(home)) => home.join(".cache/compact-vision"),
-            _ => bail!("no place for downloads: set HOME, or COMPACT_VISION_CACHE to a directory"),
-        };
+        let cache = run_record::cache_dir()
+            .context("no place for downloads: set HOME, or COMPACT_VISION_CACHE to a directory")?;
         // Links into the cache must hold from anywhere.
         let cache = std::path::absolute(&cache).with_context(|| format!("the cache {}", cache.display()))?;
         Ok(Self { root, cache })

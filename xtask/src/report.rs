@@ -201,6 +201,7 @@ pub(crate) mod tests {
             command: Vec::new(),
             trainer_version: "0.1.0".into(),
             cpu: String::new(),
+            skipped_files: 0,
         }
     }
 

@@ -171,8 +171,8 @@ fn fetch_data(place: &Place, recipes: &[Named]) -> Result<()> {
     for layout in [&CIFAR10, &CIFAR100] {
         let named = recipes.iter().any(|named| match named.recipe.dataset {
             DatasetName::Cifar10 => layout.name == CIFAR10.name,
-            DatasetName::Cifar100 => layout.name == CIFAR100.name,
-            DatasetName::Digits => false,
+            DatasetName::Cifar100 | DatasetName::Cifar100Coarse => layout.name == CIFAR100.name,
+            DatasetName::Digits | DatasetName::Folder => false,
         });
         if named && layout.link(place).exists() {
             note(format!("{}: reused from {}", layout.name, layout.link(place).display()));
@@ -261,9 +261,10 @@ dataset = "digits"
 [data]
 image_size = 32
 normalize = "unit"
-flip = false
 validation_from = "end"
 validation_count = 100
+[augment]
+hflip = 0.0
 [train]
 epochs = 1
 batch_size = 64
@@ -322,7 +323,7 @@ cpu_minutes = 1.5
     fn a_bad_recipe_is_named_with_its_line() {
         let root = workspace();
         let path = root.path().join("recipes/quick/b.toml");
-        fs::write(&path, RECIPE.replace("flip = false", "flip = 3")).unwrap();
+        fs::write(&path, RECIPE.replace("hflip = 0.0", "hflip = true")).unwrap();
         let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
         assert!(error.contains("quick/b.toml: line 7: ") && !error.contains('\n'), "{error}");
         fs::write(&path, RECIPE.replace("epochs = 1", "epochs = 0")).unwrap();

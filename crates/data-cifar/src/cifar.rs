@@ -46,6 +46,8 @@ fn load_cifar10_sized(dir: &Path, records: usize) -> Result<Dataset, DataError> 
         train: Labelled { images: train, labels },
         test: Labelled { images: test, labels: test_labels },
         coarse: None,
+        validation: 0,
+        skipped: Vec::new(),
         sha256: files.sha256(),
     })
 }
@@ -76,6 +78,8 @@ fn load_cifar100_sized(dir: &Path, train_records: usize, test_records: usize) ->
             train: coarse,
             test: test_coarse,
         }),
+        validation: 0,
+        skipped: Vec::new(),
         sha256: files.sha256(),
     })
 }
@@ -96,7 +100,7 @@ pub fn parse_cifar10(bytes: &[u8], file: &Path) -> Result<Labelled, DataError> {
 ///
 /// # Errors
 /// When `bytes` is empty or not a whole number of records, a coarse label is over 19 or a fine label over 99.
-pub fn parse_cifar100(bytes: &[u8], file: &Path) -> Result<(Labelled, Array1<u8>), DataError> {
+pub fn parse_cifar100(bytes: &[u8], file: &Path) -> Result<(Labelled, Array1<u16>), DataError> {
     let mut records = Records::with_capacity(bytes.len() / (2 + PIXELS));
     records.parse(bytes, file, &CIFAR100_LABELS)?;
     let (images, [coarse, labels]) = records.into_arrays();
@@ -106,7 +110,7 @@ pub fn parse_cifar100(bytes: &[u8], file: &Path) -> Result<(Labelled, Array1<u8>
 /// Records read so far, with `L` label bytes each.
 struct Records<const L: usize> {
     pixels: Vec<u8>,
-    labels: [Vec<u8>; L],
+    labels: [Vec<u16>; L],
 }
 
 impl<const L: usize> Records<L> {
@@ -135,14 +139,14 @@ impl<const L: usize> Records<L> {
                 if value > max {
                     return Err(DataError::Label { file: file.into(), record, kind, value, max });
                 }
-                column.push(value);
+                column.push(value.into());
             }
             self.pixels.extend_from_slice(pixels);
         }
         Ok(())
     }
 
-    fn into_arrays(self) -> (Array4<u8>, [Array1<u8>; L]) {
+    fn into_arrays(self) -> (Array4<u8>, [Array1<u16>; L]) {
         let n = self.pixels.len() / PIXELS;
         let images = Array4::from_shape_vec((n, 3, SIDE, SIDE), self.pixels)
             .expect("every record adds the pixels of one image");
@@ -171,7 +175,7 @@ impl Files {
         names: &[&str],
         records: usize,
         label_bytes: &[LabelByte; L],
-    ) -> Result<(Array4<u8>, [Array1<u8>; L]), DataError> {
+    ) -> Result<(Array4<u8>, [Array1<u16>; L]), DataError> {
         let mut all = Records::with_capacity(names.len() * records);
         for name in names {
             let file = self.dir.join(name);
@@ -575,7 +579,7 @@ mod tests {
             prop_assert_eq!(set.len(), records.len());
             let mut written = Vec::new();
             for (n, image) in set.images.outer_iter().enumerate() {
-                written.extend([coarse[n], set.labels[n]]);
+                written.extend([coarse[n] as u8, set.labels[n] as u8]);
                 written.extend(image.iter());
             }
             prop_assert_eq!(written, bytes);

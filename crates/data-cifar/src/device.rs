@@ -71,10 +71,10 @@ impl DeviceSet {
         let device = self.images.device();
         Ok(Batches {
             set: self,
-            order: Tensor::f_from_slice(order)?.f_to_device(device)?,
-            len: order.len(),
+            on_device: Tensor::f_from_slice(order)?.f_to_device(device)?,
+            order: order.to_vec(),
             batch_size,
-            start: 0,
+            number: 0,
         })
     }
 }
@@ -86,25 +86,30 @@ pub struct Batch {
     pub images: Tensor,
     /// Classes as i64, `[B]`.
     pub labels: Tensor,
+    /// Each image's index in the set.
+    pub indices: Vec<i64>,
     /// Position of the first image in the order.
-    pub start: i64,
+    pub start: usize,
+    /// The batch's number in the order, from 0.
+    pub number: u64,
 }
 
 /// The batches of one pass over a [`DeviceSet`]; see [`DeviceSet::batches`].
 #[derive(Debug)]
 pub struct Batches<'a> {
     set: &'a DeviceSet,
-    order: Tensor,
-    len: usize,
+    order: Vec<i64>,
+    /// The same, where the images are.
+    on_device: Tensor,
     batch_size: usize,
-    start: usize,
+    number: usize,
 }
 
 impl Batches<'_> {
     fn batch(&self, start: usize, len: usize) -> Result<Batch, DataError> {
-        let (start, len) = (start as i64, len as i64);
-        let (images, labels) = self.set.batch(&self.order.f_narrow(0, start, len)?)?;
-        Ok(Batch { images, labels, start })
+        let (images, labels) = self.set.batch(&self.on_device.f_narrow(0, start as i64, len as i64)?)?;
+        let indices = self.order[start..start + len].to_vec();
+        Ok(Batch { images, labels, indices, start, number: self.number as u64 })
     }
 }
 
@@ -112,22 +117,34 @@ impl Iterator for Batches<'_> {
     type Item = Result<Batch, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let len = self.batch_size.min(self.len - self.start);
+        let start = self.number * self.batch_size;
+        let len = self.batch_size.min(self.order.len().saturating_sub(start));
         if len == 0 {
             return None;
         }
-        let batch = self.batch(self.start, len);
-        self.start += len;
+        let batch = self.batch(start, len);
+        self.number += 1;
         Some(batch)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = (self.len - self.start).div_ceil(self.batch_size);
+        let left = self.order.len().div_ceil(self.batch_size) - self.number;
         (left, Some(left))
     }
 }
 
 impl ExactSizeIterator for Batches<'_> {}
+
+/// Values on a device, without waiting for what the device is doing.
+pub(crate) fn upload<T: tch::kind::Element>(values: &[T], device: Device) -> Result<Tensor, DataError> {
+    let host = Tensor::f_from_slice(values)?;
+    if device == Device::Cpu {
+        return Ok(host);
+    }
+    // Only from pinned memory does a copy not wait.
+    let pinned = host.f_pin_memory(device)?;
+    Ok(pinned.f_to_device_(device, host.kind(), true, false)?)
+}
 
 /// Resizes float images `[B, C, H, W]` to `[B, C, size, size]`: bilinear, pixel centres at one half, no
 /// antialiasing. Images of that size already are returned as they are.
@@ -158,7 +175,7 @@ mod tests {
     fn set(n: usize) -> Labelled {
         Labelled {
             images: Array4::from_shape_fn((n, 3, 2, 3), |(n, c, y, x)| (n * 20 + c * 6 + y * 3 + x) as u8),
-            labels: Array1::from_shape_fn(n, |n| (n % 10) as u8),
+            labels: Array1::from_shape_fn(n, |n| (n % 10) as u16),
         }
     }
 

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use csv::{ByteRecord, ReaderBuilder};
-use ndarray::{Array1, Array4, Axis};
+use ndarray::{Array4, Axis};
 use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
@@ -48,6 +48,8 @@ pub fn load_digits(dir: &Path) -> Result<Dataset, DataError> {
         train: rows(&all, |row| !is_for_testing(row)),
         test: rows(&all, is_for_testing),
         coarse: None,
+        validation: 0,
+        skipped: Vec::new(),
         sha256: hex(&Sha256::digest(&bytes)),
     })
 }
@@ -124,7 +126,7 @@ pub fn parse_digits(bytes: &[u8], file: &Path) -> Result<Labelled, DataError> {
         let value = u16::from(pixels[(n * SIDE + y / BLOCK) * SIDE + x / BLOCK]);
         ((value * 255 + 8) / 16) as u8 // + 8 rounds to nearest; at most 255
     });
-    Ok(Labelled { images, labels: Array1::from_vec(labels) })
+    Ok(Labelled { images, labels: labels.into_iter().map(u16::from).collect() })
 }
 
 /// A non-negative integer of at most three plain digits: no sign, no blank.
@@ -152,7 +154,7 @@ mod tests {
         format!("{}{label}\n", format!("{pixel},").repeat(64))
     }
 
-    fn counts(labels: &Array1<u8>) -> [usize; 10] {
+    fn counts(labels: &ndarray::Array1<u16>) -> [usize; 10] {
         std::array::from_fn(|class| labels.iter().filter(|&&label| usize::from(label) == class).count())
     }
 
@@ -277,7 +279,7 @@ mod tests {
             };
             let set = parse(&rows.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap();
             for (n, (pixels, label)) in rows.iter().enumerate() {
-                prop_assert_eq!(set.labels[n], *label);
+                prop_assert_eq!(set.labels[n], u16::from(*label));
                 for (index, &pixel) in pixels.iter().enumerate() {
                     let byte = (f64::from(pixel) * 255.0 / 16.0).round() as u8;
                     prop_assert_eq!(set.images[[n, 1, index / 8 * 4, index % 8 * 4 + 3]], byte);

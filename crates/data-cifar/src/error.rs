@@ -124,6 +124,22 @@ pub enum DataError {
         /// Images to hold out.
         count: usize,
     },
+    /// A picture that cannot be decoded.
+    #[error("{}: {reason}", .file.display())]
+    Picture {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A folder of pictures that is not laid out as one.
+    #[error("{}: {problem}", .folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong and what it must be.
+        problem: String,
+    },
     /// An argument that makes no sense, with its value and what it must be.
     #[error("{0}")]
     Argument(String),

@@ -1,8 +1,10 @@
 //! A data set in main memory, as plain data, and how its training part is split.
 
+use std::fmt;
 use std::ops::Range;
 
 use ndarray::{Array1, Array4};
+use serde::{Deserialize, Serialize};
 
 use crate::DataError;
 
@@ -13,7 +15,7 @@ pub struct Labelled {
     /// from the left.
     pub images: Array4<u8>,
     /// Class of each image, from 0, `[N]`.
-    pub labels: Array1<u8>,
+    pub labels: Array1<u16>,
 }
 
 impl Labelled {
@@ -34,15 +36,31 @@ pub struct CoarseLabels {
     /// Name of each coarse class, in label order.
     pub class_names: Vec<String>,
     /// Coarse class of each training image, `[N]`.
-    pub train: Array1<u8>,
+    pub train: Array1<u16>,
     /// Coarse class of each test image, `[N]`.
-    pub test: Array1<u8>,
+    pub test: Array1<u16>,
 }
 
-/// A data set as it was published: its own training and test parts, in the order of its files.
+/// A picture that was left out of a data set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its path below the folder, with `/` between names.
+    pub file: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.file, self.reason)
+    }
+}
+
+/// A data set with its own training and test parts: a published one in the order of its files, a folder in
+/// the order [`list_folder`](crate::list_folder) describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
-    /// `digits`, `cifar10` or `cifar100`.
+    /// `digits`, `cifar10`, `cifar100` or a folder's name.
     pub name: String,
     /// Name of each class, in label order.
     pub class_names: Vec<String>,
@@ -52,8 +70,29 @@ pub struct Dataset {
     pub test: Labelled,
     /// The coarse labels, for a data set that has them (CIFAR-100).
     pub coarse: Option<CoarseLabels>,
-    /// SHA-256 of the files' bytes, one after the other in reading order, in lower-case hexadecimal.
+    /// How many of the last training images the set itself holds out for validation (a folder's `val`); 0 where
+    /// it leaves that to [`split`].
+    pub validation: usize,
+    /// The pictures of a folder that could not be decoded.
+    pub skipped: Vec<Skipped>,
+    /// SHA-256 of the files' bytes, one after the other in reading order, in lower-case hexadecimal; of a folder
+    /// that of its labels and pixels, see [`FolderIndex::sha256`](crate::FolderIndex::sha256).
     pub sha256: String,
+}
+
+impl Dataset {
+    /// The same images with their coarse labels.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn with_coarse_labels(mut self) -> Result<Self, DataError> {
+        let Some(CoarseLabels { class_names, train, test }) = self.coarse.take() else {
+            return Err(DataError::Argument(format!("{} has no coarse labels", self.name)));
+        };
+        self.class_names = class_names;
+        (self.train.labels, self.test.labels) = (train, test);
+        Ok(self)
+    }
 }
 
 /// Which end of the training part is held out for validation.

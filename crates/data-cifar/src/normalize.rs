@@ -19,6 +19,18 @@ impl ChannelStats {
     /// x/255 and nothing else.
     pub const UNIT: Self = Self { mean: [0.0; 3], std: [255.0; 3] };
 
+    /// From the sums of the bytes and of their squares over `count` pixels, at least one, of each channel. A
+    /// standard deviation below 1e-7 becomes 1e-7.
+    pub fn from_sums(sums: [u64; 3], squares: [u64; 3], count: u64) -> Self {
+        let mut stats = Self { mean: [0.0; 3], std: [0.0; 3] };
+        for (channel, (sum, squares)) in sums.into_iter().zip(squares).enumerate() {
+            let variance = u128::from(count) * u128::from(squares) - u128::from(sum) * u128::from(sum); // times count²
+            stats.mean[channel] = sum as f64 / count as f64;
+            stats.std[channel] = ((variance as f64).sqrt() / count as f64).max(1e-7);
+        }
+        stats
+    }
+
     /// (x/255 − mean)/std: `mean` and `std` on the scale 0 to 1, on which they are usually published.
     pub fn from_unit_scale(mean: [f64; 3], std: [f64; 3]) -> Self {
         Self { mean: mean.map(|value| value * 255.0), std: std.map(|value| value * 255.0) }
@@ -39,19 +51,15 @@ pub fn channel_stats(set: &Labelled) -> Result<ChannelStats, DataError> {
             "channel statistics need images of shape [N, 3, H, W], N at least 1, not {shape:?}"
         )));
     }
-    let mut stats = ChannelStats { mean: [0.0; 3], std: [0.0; 3] };
+    let (mut sums, mut squares, mut count) = ([0; 3], [0; 3], 0);
     for (channel, pixels) in set.images.axis_iter(Axis(1)).enumerate() {
-        let count = pixels.len() as u128;
-        let (mut sum, mut squares) = (0, 0);
+        count = pixels.len() as u64;
         for &pixel in pixels {
-            sum += u64::from(pixel);
-            squares += u64::from(pixel) * u64::from(pixel);
+            sums[channel] += u64::from(pixel);
+            squares[channel] += u64::from(pixel) * u64::from(pixel);
         }
-        let variance = count * u128::from(squares) - u128::from(sum) * u128::from(sum); // times count²
-        stats.mean[channel] = sum as f64 / count as f64;
-        stats.std[channel] = ((variance as f64).sqrt() / count as f64).max(1e-7);
     }
-    Ok(stats)
+    Ok(ChannelStats::from_sums(sums, squares, count))
 }
 
 /// [`ChannelStats`] on a device, ready for batches.

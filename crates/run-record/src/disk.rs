@@ -1,12 +1,25 @@
-//! Writing a file so that a reader, or a restart, sees the old content or the new, never a part.
+//! Where the cache is, and writing a file so that a reader, or a restart, sees the old content or the new,
+//! never a part.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How the name of a half-written file ends.
 const PARTIAL: &str = ".partial";
+
+/// What all clones of the project share: `COMPACT_VISION_CACHE`, or `compact-vision` in the user's cache
+/// directory. `None` where neither is known.
+pub fn cache_dir() -> Option<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    match (set("COMPACT_VISION_CACHE"), set("XDG_CACHE_HOME"), set("HOME")) {
+        (Some(cache), ..) => Some(cache),
+        (_, Some(xdg), _) if xdg.is_absolute() => Some(xdg.join("compact-vision")),
+        (_, _, home) => home.map(|home| home.join(".cache/compact-vision")),
+    }
+}
 
 /// Replaces the file at `path` by `bytes`: writes beside it, flushes to the disk, renames.
 ///

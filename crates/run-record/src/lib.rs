@@ -9,15 +9,18 @@
 //!
 //! This crate knows nothing of tensors, so whatever only reads results builds in seconds.
 
+mod augment;
 mod disk;
 mod recipe;
 mod record;
 mod words;
 
-pub use disk::{remove_partial_files, write_atomically};
+pub use augment::{AugmentRecipe, CropOffset, EraseMode, MixMode, TrainInterpolation};
+pub use disk::{cache_dir, remove_partial_files, write_atomically};
 pub use recipe::{
-    DataRecipe, DatasetName, Estimate, FieldValue, InitialWeights, ModelChoice, Normalize, OptimizerName,
-    OptimizerRecipe, Recipe, RecipeError, Reference, Schedule, Select, TrainRecipe, ValidationFrom,
+    CropMode, DataRecipe, DatasetName, Estimate, FieldValue, FolderRecipe, InitialWeights, Interpolation,
+    ModelChoice, Normalize, OnError, OptimizerName, OptimizerRecipe, Recipe, RecipeError, Reference,
+    Schedule, Select, TrainRecipe, ValidationFrom,
 };
 pub use record::{EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};
 pub use words::{complaint, duration};

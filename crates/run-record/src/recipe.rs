@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::augment::AugmentRecipe;
+
 /// One training run, complete: two runs of one recipe with one seed differ only in time and place.
 ///
 /// Unknown keys are errors, and nothing that influences the result has a default.
@@ -17,9 +19,11 @@ use serde::{Deserialize, Serialize};
 /// [data]
 /// image_size = 32
 /// normalize = "unit"
-/// flip = true
 /// validation_from = "start"
 /// validation_count = 5000
+///
+/// [augment]
+/// hflip = 0.5
 ///
 /// [train]
 /// epochs = 10
@@ -48,6 +52,11 @@ pub struct Recipe {
     pub dataset: DatasetName,
     /// How the data is split and presented.
     pub data: DataRecipe,
+    /// How the pictures of `dataset = "folder"` are stored and split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<FolderRecipe>,
+    /// What is random about training images.
+    pub augment: AugmentRecipe,
     /// How long, and on what loss.
     pub train: TrainRecipe,
     /// The optimiser and its constants.
@@ -128,7 +137,7 @@ pub enum FieldValue {
 
 /// The data sets a recipe may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum DatasetName {
     /// 1,797 handwritten digits that come with the project, as 3×32×32.
     Digits,
@@ -136,6 +145,10 @@ pub enum DatasetName {
     Cifar10,
     /// CIFAR-100: 50,000 + 10,000 images of 3×32×32 in a hundred classes (the fine labels).
     Cifar100,
+    /// CIFAR-100 with its twenty coarse labels.
+    Cifar100Coarse,
+    /// Pictures in folders named after their classes.
+    Folder,
 }
 
 impl DatasetName {
@@ -145,6 +158,8 @@ impl DatasetName {
             Self::Digits => "digits",
             Self::Cifar10 => "cifar10",
             Self::Cifar100 => "cifar100",
+            Self::Cifar100Coarse => "cifar100_coarse",
+            Self::Folder => "folder",
         }
     }
 }
@@ -169,25 +184,71 @@ pub struct DataRecipe {
     /// Standard deviation per channel on the scale 0 to 1, for `normalize = "fixed"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std: Option<[f64; 3]>,
-    /// Resize training images to this side instead, in pixels, and cut `image_size` out of them at
-    /// random: one place per batch, as Keras's `RandomCrop` does. Images for evaluation are resized to
-    /// `image_size` whole.
+    /// How images are resized; PIL's filters, antialiased, on bytes. Absent: bilinear without antialiasing,
+    /// on normalised floats, as Keras's `Resizing`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub crop_from: Option<i64>,
-    /// Mirror each training image left to right with probability one half.
-    pub flip: bool,
-    /// Turn each training image by up to this many degrees either way; what comes into view is the
-    /// image mirrored at its border.
+    pub interpolation: Option<Interpolation>,
+    /// With `interpolation`: images for evaluation are resized to `image_size` / `crop_pct`, and their middle
+    /// is cut out. Absent: they are shown whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rotation_degrees: Option<f64>,
-    /// Zoom each training image by factors from 1 − zoom to 1 + zoom, one for each axis; above 1 it
-    /// shrinks and is mirrored at its border.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zoom: Option<f64>,
+    pub crop_pct: Option<f64>,
     /// The end of the training set that is held out for validation.
     pub validation_from: ValidationFrom,
     /// How many images are held out.
-    pub validation_count: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_count: Option<usize>,
+    /// Or which share of the training set, rounded to whole images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_fraction: Option<f64>,
+}
+
+/// One of PIL's antialiased filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// A triangle over two pixels, wider when shrinking.
+    Bilinear,
+    /// Keys's cubic over four pixels, wider when shrinking.
+    Bicubic,
+}
+
+/// How pictures of any size become the square images a run starts from, and how they are split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FolderRecipe {
+    /// Side of the stored images in pixels; `data.image_size` is what the network sees.
+    pub stored_size: u32,
+    /// How another shape becomes a square.
+    pub crop_mode: CropMode,
+    /// How pictures are resized.
+    pub interpolation: Interpolation,
+    /// What becomes of a file that is not an image, or damaged.
+    pub on_error: OnError,
+    /// Share of the images to cut from the end for testing, where there is no folder `test`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_fraction: Option<f64>,
+}
+
+/// How a picture becomes a square, by timm's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropMode {
+    /// The shorter side fits, and the middle is cut out.
+    Center,
+    /// Both sides fit; the shape changes.
+    Squash,
+    /// The longer side fits, and the rest is black.
+    Border,
+}
+
+/// What becomes of a file that cannot be read as an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// It is named, left out and counted in the record.
+    Skip,
+    /// It is named, and nothing is trained.
+    Fail,
 }
 
 /// How bytes become floats.
@@ -211,6 +272,8 @@ pub enum ValidationFrom {
     Start,
     /// The last images.
     End,
+    /// Neither: the images of the folder `val`.
+    Folder,
 }
 
 /// How long a run is, and on what loss.
@@ -379,13 +442,39 @@ impl Recipe {
                 check(field, show(mean.or(data.std)), false, "only goes with data.normalize = \"fixed\"")?;
             }
         }
-        let crop = data.crop_from.unwrap_or(data.image_size);
-        check("data.crop_from", crop, (data.image_size..=1024).contains(&crop), "data.image_size to 1024")?;
-        let rotation = data.rotation_degrees.unwrap_or(1.0);
-        check("data.rotation_degrees", rotation, rotation > 0.0 && rotation <= 180.0, "above 0, up to 180")?;
-        let zoom = data.zoom.unwrap_or(0.5);
-        check("data.zoom", zoom, zoom > 0.0 && fraction(zoom), "above 0, below 1")?;
-        check("data.validation_count", data.validation_count, data.validation_count > 0, "at least 1")?;
+        let crop_pct = data.crop_pct.unwrap_or(1.0);
+        check("data.crop_pct", crop_pct, crop_pct > 0.1 && crop_pct <= 1.0, "above 0.1, up to 1")?;
+        let beside = data.crop_pct.is_none() || data.interpolation.is_some();
+        check("data.crop_pct", crop_pct, beside, "only goes with data.interpolation")?;
+        let held_out = (data.validation_count, data.validation_fraction);
+        if data.validation_from == ValidationFrom::Folder {
+            let folder = self.dataset == DatasetName::Folder;
+            check("data.validation_from", "folder", folder, "only goes with dataset = \"folder\"")?;
+            let absent = held_out == (None, None);
+            check(
+                "data.validation_from",
+                "folder",
+                absent,
+                "decides how many images are held out by itself",
+            )?;
+        } else if let (None, Some(share)) = held_out {
+            check("data.validation_fraction", share, share > 0.0 && fraction(share), "above 0, below 1")?;
+        } else {
+            let count = data.validation_count.unwrap_or_default();
+            check("data.validation_count", count, count > 0, "at least 1, or data.validation_fraction")?;
+            let one = data.validation_fraction.is_none();
+            check("data.validation_count", count, one, "not beside data.validation_fraction")?;
+        }
+        let is_folder = self.dataset == DatasetName::Folder;
+        let given = if self.folder.is_some() { "given" } else { "absent" };
+        let fits = is_folder == self.folder.is_some();
+        check("folder", given, fits, "goes with dataset = \"folder\", and with no other")?;
+        if let Some(FolderRecipe { stored_size, test_fraction, .. }) = self.folder {
+            check("folder.stored_size", stored_size, (1..=2048).contains(&stored_size), "1 to 2048 pixels")?;
+            let share = test_fraction.unwrap_or(0.5);
+            check("folder.test_fraction", share, share > 0.0 && fraction(share), "above 0, below 1")?;
+        }
+        self.augment.validate(data.image_size)?;
         check("train.epochs", train.epochs, (1..=100_000).contains(&train.epochs), "1 to 100000")?;
         check("train.batch_size", train.batch_size, (1..=65_536).contains(&train.batch_size), "1 to 65536")?;
         let smoothing = train.label_smoothing;
@@ -429,11 +518,11 @@ impl Recipe {
     }
 }
 
-fn show(value: impl fmt::Debug) -> String {
+pub(crate) fn show(value: impl fmt::Debug) -> String {
     format!("{value:?}")
 }
 
-fn check(
+pub(crate) fn check(
     field: &'static str,
     value: impl fmt::Display,
     holds: bool,
@@ -452,9 +541,10 @@ dataset = "cifar10"
 [data]
 image_size = 32
 normalize = "unit"
-flip = true
 validation_from = "start"
 validation_count = 5000
+[augment]
+hflip = 0.5
 [train]
 epochs = 10
 batch_size = 128
@@ -498,8 +588,8 @@ name = "constant"
         let unknown = toml::from_str::<Recipe>(&EXAMPLE.replace("epochs", "epoch")).unwrap_err().to_string();
         assert!(unknown.contains("unknown field `epoch`") && unknown.contains("epochs"), "{unknown}");
         let missing =
-            toml::from_str::<Recipe>(&EXAMPLE.replace("flip = true\n", "")).unwrap_err().to_string();
-        assert!(missing.contains("missing field `flip`"), "{missing}");
+            toml::from_str::<Recipe>(&EXAMPLE.replace("hflip = 0.5\n", "")).unwrap_err().to_string();
+        assert!(missing.contains("missing field `hflip`"), "{missing}");
     }
 
     #[test]
@@ -507,8 +597,8 @@ name = "constant"
         assert_eq!(Recipe::parse(EXAMPLE), Ok(example()));
         for (from, to, words) in [
             // At the start of a line, and in the middle of one.
-            ("epochs = 10", "epoch = 10", "line 11: unknown field `epoch`"),
-            ("flip = true", "flip = 3", "line 7: invalid type: integer `3`"),
+            ("epochs = 10", "epoch = 10", "line 12: unknown field `epoch`"),
+            ("hflip = 0.5", "hflip = true", "line 10: invalid type: boolean `true`"),
             ("epochs = 10", "epochs = 0", "train.epochs = 0: 1 to 100000"),
         ] {
             let message = Recipe::parse(&EXAMPLE.replace(from, to)).unwrap_err();
@@ -520,18 +610,26 @@ name = "constant"
     fn values_out_of_range_are_named() {
         assert_eq!(example().validate(), Ok(()));
         type Spoil = fn(&mut Recipe);
-        let cases: [(&str, Spoil); 15] = [
+        let cases: [(&str, Spoil); 19] = [
             ("data.image_size", |r| r.data.image_size = 0),
             ("initial_weights.sha256", |r| {
                 r.initial_weights = Some(InitialWeights { file: PathBuf::new(), sha256: "ab".into() });
             }),
-            ("data.crop_from", |r| r.data.crop_from = Some(31)),
-            ("data.rotation_degrees", |r| r.data.rotation_degrees = Some(f64::NAN)),
-            ("data.zoom", |r| r.data.zoom = Some(1.0)),
+            ("augment.crop_from", |r| r.augment.crop_from = Some(31)),
+            ("data.crop_pct", |r| r.data.crop_pct = Some(0.9)),
+            ("data.validation_count", |r| r.data.validation_count = None),
+            ("data.validation_count", |r| r.data.validation_fraction = Some(0.1)),
+            ("data.validation_fraction", |r| {
+                (r.data.validation_count, r.data.validation_fraction) = (None, Some(1.0));
+            }),
+            ("data.validation_from", |r| {
+                (r.data.validation_from, r.data.validation_count) = (ValidationFrom::Folder, None);
+            }),
+            ("folder", |r| r.dataset = DatasetName::Folder),
             ("schedule.warmup", |r| r.schedule = Schedule::WarmupCosine { warmup: 1.0 }),
             ("data.mean", |r| r.data.mean = Some([0.5; 3])),
             ("data.normalize", |r| r.data.normalize = Normalize::Fixed),
-            ("data.validation_count", |r| r.data.validation_count = 0),
+            ("data.validation_count", |r| r.data.validation_count = Some(0)),
             ("train.epochs", |r| r.train.epochs = 0),
             ("train.batch_size", |r| r.train.batch_size = 0),
             ("train.label_smoothing", |r| r.train.label_smoothing = 1.0),

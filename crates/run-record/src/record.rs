@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the `record.json` layout; a reader refuses a newer one.
-pub const RECORD_FORMAT: u32 = 1;
+pub const RECORD_FORMAT: u32 = 2;
 
 /// [`ResultRow::status`] of a run that reached its last epoch and was tested.
 pub const STATUS_COMPLETE: &str = "complete";
@@ -159,6 +159,9 @@ pub struct RunRecord {
     pub trainer_version: String,
     /// Processor model.
     pub cpu: String,
+    /// Files of an image folder that were left out, being no images or damaged. (Not in format 1.)
+    #[serde(default)]
+    pub skipped_files: usize,
 }
 
 impl RunRecord {
@@ -238,12 +241,15 @@ mod tests {
             command: vec!["trainer".into(), "train".into()],
             trainer_version: "0.1.0".into(),
             cpu: "a processor".into(),
+            skipped_files: 3,
         };
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(RunRecord::parse(&text).unwrap(), record);
         let spoiled = text.replacen("\"format\"", "\"formats\"", 1);
         assert!(RunRecord::parse(&spoiled).unwrap_err().contains("formats"));
-        let newer = text.replacen("\"format\":1", "\"format\":2,\"another\":3", 1);
-        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 2 is newer"));
+        let older = text.replacen("\"format\":2", "\"format\":1", 1).replacen(",\"skipped_files\":3", "", 1);
+        assert_eq!(RunRecord::parse(&older).map(|record| record.skipped_files), Ok(0));
+        let newer = text.replacen("\"format\":2", "\"format\":3,\"another\":3", 1);
+        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 3 is newer"));
     }
 }

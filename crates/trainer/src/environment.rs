@@ -70,6 +70,20 @@ pub fn cpu() -> String {
     from_proc.or_else(from_sysctl).unwrap_or_else(|| "unknown".to_owned())
 }
 
+/// The machine's memory in bytes, where the system tells it.
+pub fn memory() -> Option<u64> {
+    let from_proc = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
+    });
+    let from_sysctl = || {
+        let output = Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
+        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+    };
+    from_proc.or_else(from_sysctl)
+}
+
 /// Largest resident memory of this process so far, in MiB, where the system tells it.
 pub fn peak_memory_mb() -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;

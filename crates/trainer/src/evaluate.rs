@@ -4,7 +4,8 @@ use core_layers::Model;
 use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::Error;
-use crate::data::{Part, Presentation};
+use crate::data::Part;
+use crate::presentation::Presentation;
 
 /// Means over images.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,9 +52,10 @@ impl Sums {
     }
 }
 
-/// Mean cross-entropy of logits `[B, K]`, with the target (1 − s)·onehot + s/K.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor, Error> {
-    Ok(logits.f_cross_entropy_loss::<Tensor>(labels, None, Reduction::Mean, -100, smoothing)?)
+/// Mean cross-entropy of logits `[B, K]`. Targets are classes, i64 `[B]`, and stand for
+/// (1 − s)·onehot + s/K, or shares of every class, f32 `[B, K]`, of which s is taken likewise.
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Tensor, Error> {
+    Ok(logits.f_cross_entropy_loss::<Tensor>(targets, None, Reduction::Mean, -100, smoothing)?)
 }
 
 /// Runs the network over a part in eval mode.
@@ -68,7 +70,7 @@ pub fn evaluate(
     smoothing: f64,
 ) -> Result<Metrics, Error> {
     tch::no_grad(|| {
-        let mut sums = Sums::new(part.set.images.device());
+        let mut sums = Sums::new(part.set.device());
         for batch in part.set.batches(&part.indices(), batch_size)? {
             let batch = batch?;
             let logits = network.forward_t(&presentation.plain(&batch.images)?, false);

@@ -3,14 +3,15 @@
 use std::time::Instant;
 
 use core_layers::Model;
-use data_cifar::{keyed_seed, permutation};
+use data_cifar::{Draw, keyed_seed, permutation, repeated};
 use run_record::{EpochStats, OptimizerName, OptimizerRecipe, Recipe};
 use tch::nn::{self, OptimizerConfig, VarStore};
 use tch::{TchError, Tensor, no_grad};
 
 use crate::Error;
-use crate::data::{Part, Presentation};
+use crate::data::Part;
 use crate::evaluate::{Sums, cross_entropy, evaluate};
+use crate::presentation::Presentation;
 use crate::progress::Progress;
 use crate::schedule::LearningRate;
 
@@ -54,22 +55,20 @@ pub fn fit(
     for epoch in 1..=recipe.train.epochs {
         progress.epoch(epoch);
         let started = Instant::now();
-        let order = permutation(seed, epoch.into(), job.train.range.clone());
-        let draws = job.presentation.draw(seed, epoch.into(), &order, job.vs.device())?;
+        let draw = Draw { seed, epoch: epoch.into(), repeats: job.presentation.repeats };
+        let order = repeated(&permutation(seed, draw.epoch, job.train.range.clone()), draw.repeats);
         let mut sums = Sums::new(job.vs.device());
 
-        let batches = job.train.set.batches(&order, recipe.train.batch_size)?;
-        for (step, batch) in (0..).zip(batches) {
-            let batch = batch?;
-            let images = job.presentation.augmented(&batch, &draws, step)?;
+        for shown in job.presentation.epoch(job.train.set, &order, recipe.train.batch_size, draw)? {
+            let shown = shown?;
             // Whatever the network draws inside depends on the seed and the step alone.
-            tch::manual_seed(keyed_seed(seed, "network", epoch.into(), step));
-            let logits = network.forward_t(&images, true);
-            let loss = cross_entropy(&logits, &batch.labels, smoothing)?;
+            tch::manual_seed(keyed_seed(seed, "network", epoch.into(), shown.number));
+            let logits = network.forward_t(&shown.images, true);
+            let loss = cross_entropy(&logits, &shown.targets, shown.smoothing)?;
             optimizer.step(&loss, lr.at(updates))?;
             updates += 1;
-            sums.add(&loss, &logits, &batch.labels);
-            progress.step(batch.labels.size()[0] as usize);
+            sums.add(&loss, &logits, &shown.labels);
+            progress.step(shown.labels.size()[0] as usize);
         }
 
         // The only place in an epoch that waits for the device.

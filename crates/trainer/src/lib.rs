@@ -1,11 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+pub mod contact_sheet;
 pub mod data;
 pub mod environment;
 pub mod error;
 pub mod evaluate;
 pub mod fit;
 pub mod forward;
+pub mod inspect;
+pub mod presentation;
 pub mod progress;
 pub mod recipes;
 pub mod registry;

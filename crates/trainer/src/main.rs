@@ -1,20 +1,22 @@
 //! The command line of the trainer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use data_cifar::{ChannelStats, DeviceSet};
+use data_cifar::ChannelStats;
 use run_record::FieldValue;
 use tch::Device;
 use tch::nn::VarStore;
-use trainer::data::{self, Part, Presentation};
+use trainer::data::{self, Part};
 use trainer::evaluate::evaluate;
 use trainer::forward::forward;
+use trainer::presentation::Presentation;
 use trainer::progress::say;
+use trainer::recipes::Resolved;
 use trainer::registry::{Architecture, FAMILIES};
 use trainer::train::{self, Request};
-use trainer::{Error, environment, error, recipes, registry, summary, weights};
+use trainer::{Error, environment, error, inspect, recipes, registry, summary, weights};
 
 // libtorch allocates and frees large blocks every step, which the C library's allocator hands back
 // to the kernel each time. With its `override` feature, mimalloc serves libtorch's C++ too.
@@ -53,6 +55,11 @@ enum Command {
         after_help = "Example: trainer forward vit_tiny_patch16_224 --weights vit.safetensors --input images.safetensors --output logits.safetensors"
     )]
     Forward(ForwardArgs),
+    /// Show what a recipe's data holds, and what training makes of its images.
+    #[command(
+        after_help = "Example: trainer inspect --model cct_reference --preset reference --output sheet.png"
+    )]
+    Inspect(InspectArgs),
     /// Write a network's freshly drawn weights, so that another program can start from the same.
     #[command(after_help = "Example: trainer init gcvit_xxtiny --output fresh.safetensors")]
     Init(InitArgs),
@@ -112,8 +119,9 @@ struct InitArgs {
     output: PathBuf,
 }
 
+/// Which recipe, on which data.
 #[derive(Debug, clap::Args)]
-struct TrainArgs {
+struct RecipeArgs {
     /// Network; `list` shows them. With --recipe it replaces the recipe's.
     #[arg(long, required_unless_present = "recipe")]
     model: Option<String>,
@@ -123,21 +131,37 @@ struct TrainArgs {
     /// Recipe file of your own.
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// Directory of the data set, if not where `cargo xtask fetch` puts it.
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Start from these weights; a head for other classes is drawn anew.
-    #[arg(long, value_name = "FILE")]
-    weights: Option<PathBuf>,
     /// Replace a value of the recipe, `train.epochs=2` or `model.embed_dim=64`; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
     /// Seed of every random draw.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
+}
+
+/// Where the data is.
+#[derive(Debug, clap::Args)]
+struct DataArgs {
+    /// Directory of the data set, if not where `cargo xtask fetch` puts it; of the pictures for a folder.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Decode the pictures of a folder as they are needed, even if they would fit in memory.
+    #[arg(long)]
+    stream: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct TrainArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Start from these weights; a head for other classes is drawn anew.
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
     /// Run directory [default: results/runs/<model>--<preset>--s<seed>].
     #[arg(long, value_name = "RUN_DIR")]
     out: Option<PathBuf>,
@@ -150,6 +174,24 @@ struct TrainArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct InspectArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Write a picture of training images beside their originals, PNG.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Images on the picture, from the first batch.
+    #[arg(long, default_value_t = 16)]
+    count: usize,
+    /// Epoch whose draws are shown.
+    #[arg(long, default_value_t = 1)]
+    epoch: u32,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct EvaluateArgs {
     /// Weights of a run.
     #[arg(long, value_name = "FILE")]
@@ -157,9 +199,8 @@ struct EvaluateArgs {
     /// Part of the data.
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
-    /// Directory of the data set, if not where `cargo xtask fetch` puts it.
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
@@ -213,6 +254,7 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::List(args) }) => run_list(&args),
         Ok(Cli { command: Command::Summary(args) }) => run_summary(&args),
         Ok(Cli { command: Command::Forward(args) }) => run_forward(&args),
+        Ok(Cli { command: Command::Inspect(args) }) => run_inspect(&args),
         Ok(Cli { command: Command::Init(args) }) => run_init(&args),
         // Help and version go where they belong; a mistake becomes one line.
         Err(help) if !help.use_stderr() => {
@@ -230,28 +272,57 @@ fn main() -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
+impl RecipeArgs {
+    fn resolve(&self, root: &Path) -> Result<Resolved, Error> {
+        match (&self.recipe, &self.preset, self.model.as_deref()) {
+            (Some(file), _, model) => recipes::from_file(file, model, &self.sets),
+            (None, Some(preset), Some(model)) => recipes::from_preset(root, preset, model, &self.sets),
+            _ => Err(Error::Usage("give --model and --preset, or --recipe".to_owned())),
+        }
+    }
+}
+
 fn run_train(args: TrainArgs) -> Result<(), Error> {
     let root = recipes::workspace_root()?;
-    let model = args.model.as_deref();
-    let resolved = match (&args.recipe, &args.preset, model) {
-        (Some(file), _, model) => recipes::from_file(file, model, &args.sets)?,
-        (None, Some(preset), Some(model)) => recipes::from_preset(&root, preset, model, &args.sets)?,
-        _ => return Err(Error::Usage("give --model and --preset, or --recipe".to_owned())),
-    };
+    let resolved = args.recipe.resolve(&root)?;
     let resolved = match &args.weights {
         Some(file) => resolved.starting_from(file)?,
         None => resolved,
     };
+    let RecipeArgs { data, seed, device, .. } = args.recipe;
     train::train(&Request {
         root,
         resolved,
-        data_dir: args.data_dir,
-        seed: args.seed,
-        device: environment::device(&args.device)?,
+        data_dir: data.data_dir,
+        stream: data.stream,
+        seed,
+        device: environment::device(&device)?,
         out: args.out,
         fresh: args.fresh,
         quiet: args.quiet,
     })
+}
+
+fn run_inspect(args: &InspectArgs) -> Result<(), Error> {
+    let root = recipes::workspace_root()?;
+    let Resolved { recipe, .. } = args.recipe.resolve(&root)?;
+    let RecipeArgs { data, seed, device, .. } = &args.recipe;
+    let mut note = |text: &str| eprintln!("{text}");
+    let source = data::load(&recipe, &root, data.data_dir.as_deref(), data.stream, &mut note)?;
+    let summary = inspect::summarize(&source)?;
+    if let Some(output) = &args.output {
+        let device = environment::device(device)?;
+        let sheet = inspect::sheet(&recipe, &source, (*seed, args.epoch), args.count, device)?;
+        run_record::write_atomically(output, &sheet).map_err(Error::io(output))?;
+    }
+    if args.json {
+        let json = serde_json::to_string_pretty(&summary)
+            .map_err(|error| Error::Training(format!("the summary cannot be written as JSON: {error}")))?;
+        say(&json);
+    } else {
+        say(&summary.to_text());
+    }
+    Ok(())
 }
 
 fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
@@ -264,35 +335,34 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
     let network = architecture.init(&vs.root())?;
     weights::load(&vs, &architecture, &args.weights, false)?;
 
-    let dataset = data::load(recipe.dataset, &root, args.data_dir.as_deref())?;
-    if dataset.class_names != card.class_names {
+    let mut note = |text: &str| eprintln!("{text}");
+    let source = data::load(recipe, &root, args.data.data_dir.as_deref(), args.data.stream, &mut note)?;
+    if source.class_names != card.class_names {
         return Err(Error::Weights {
             path: args.weights.clone(),
-            problem: format!("trained on other classes than those of {}", dataset.name),
+            problem: format!("trained on other classes than those of {}", source.name),
         });
     }
-    if dataset.sha256 != card.data_sha256 {
+    if source.sha256 != card.data_sha256 {
         eprintln!("note: this is not the data the weights were trained on (SHA-256 {})", card.data_sha256);
     }
-    let (train, validation) = data::split(&recipe.data, dataset.train.len())?;
-    let (labelled, range) = match args.split {
-        Split::Train => (&dataset.train, train),
-        Split::Validation => (&dataset.train, validation),
-        Split::Test => (&dataset.test, 0..dataset.test.len()),
+    let (train_set, test_set) = source.sets(device)?;
+    let part = match args.split {
+        Split::Train => Part { set: &train_set, range: source.train.clone() },
+        Split::Validation => Part { set: &train_set, range: source.validation.clone() },
+        Split::Test => Part { set: &test_set, range: 0..test_set.len() },
     };
-    let set = DeviceSet::new(labelled, device)?;
     let stats = ChannelStats { mean: card.channel_mean, std: card.channel_std };
-    let presentation = Presentation::new(&recipe.data, &stats, device)?;
-    let part = Part { set: &set, range };
+    let presentation = Presentation::new(recipe, &stats, card.class_names.len() as i64, device)?;
     let batch_size = recipe.train.batch_size;
     let metrics = evaluate(network.as_ref(), &part, &presentation, batch_size, recipe.train.label_smoothing)?;
 
     let split = format!("{:?}", args.split).to_lowercase();
     if args.json {
         let report = serde_json::json!({
-            "model": card.model, "dataset": dataset.name, "split": split, "images": part.range.len(),
+            "model": card.model, "dataset": source.name, "split": split, "images": part.range.len(),
             "top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss,
-            "data_sha256": dataset.sha256, "epoch": card.epoch,
+            "data_sha256": source.sha256, "epoch": card.epoch,
         });
         say(&report.to_string());
     } else {
@@ -301,7 +371,7 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
             card.model,
             card.epoch,
             part.range.len(),
-            dataset.name,
+            source.name,
             100.0 * metrics.top1,
             100.0 * metrics.top5,
             metrics.loss,

@@ -212,7 +212,9 @@ fn assign(table: &mut Table, sets: &[String]) -> Result<(), Error> {
         if matches!(key, "model" | "model.name") {
             return Err(wrong("the network is chosen with --model"));
         }
-        parsed.push((assignment, key, literal(value.trim())));
+        // Nothing is no value: the key goes away.
+        let value = value.trim();
+        parsed.push((assignment, key, (!value.is_empty()).then(|| literal(value))));
     }
     // Another schedule has other keys, so it comes first and empty.
     parsed.sort_by_key(|(_, key, _)| *key != "schedule.name");
@@ -220,7 +222,11 @@ fn assign(table: &mut Table, sets: &[String]) -> Result<(), Error> {
         if key == "schedule.name" {
             table.insert("schedule".to_owned(), Value::Table(Table::new()));
         }
-        set(table, key, value).map_err(|problem| Error::Usage(format!("--set {assignment}: {problem}")))?;
+        match value {
+            Some(value) => set(table, key, value),
+            None => remove(table, key),
+        }
+        .map_err(|problem| Error::Usage(format!("--set {assignment}: {problem}")))?;
     }
     Ok(())
 }
@@ -267,6 +273,18 @@ fn set(table: &mut Table, path: &str, value: Value) -> Result<(), String> {
     }
 }
 
+/// Takes a key away.
+fn remove(table: &mut Table, path: &str) -> Result<(), String> {
+    let gone = match path.split_once('.') {
+        None => table.remove(path).is_some(),
+        Some((head, rest)) => match table.get_mut(head) {
+            Some(Value::Table(inner)) => return remove(inner, rest),
+            _ => false,
+        },
+    };
+    if gone { Ok(()) } else { Err(format!("there is no {path} to take away")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,7 +306,7 @@ mod tests {
             for entry in fs::read_dir(root().join("recipes").join(&preset)).unwrap() {
                 let path = entry.unwrap().path();
                 let recipe = from_file(&path, None, &[]).unwrap().recipe;
-                let network = crate::train::architecture(&recipe).unwrap();
+                let network = crate::train::architecture(&recipe, None).unwrap();
                 assert_eq!(path.file_stem().unwrap().to_str(), Some(network.family), "{}", path.display());
                 families.push(network.family);
             }
@@ -342,10 +360,21 @@ mod tests {
             assert!(message.contains(words) && !message.contains('\n'), "{set}: {message}");
             assert_eq!(error.exit_code(), 2);
         }
-        let both = reference(&["train.epochs=3", "data.flips=true"]).unwrap_err().to_string();
-        assert!(both.starts_with("--set data.flips=true: unknown field `flips`"), "{both}");
+        let both = reference(&["train.epochs=3", "augment.flips=true"]).unwrap_err().to_string();
+        assert!(both.starts_with("--set augment.flips=true: unknown field `flips`"), "{both}");
         let preset = from_preset(&root(), "quik", "convmixer_reference", &[]).unwrap_err().to_string();
-        assert!(preset.contains("there are quick, reference"), "{preset}");
+        assert!(preset.contains("there are folder, quick, reference"), "{preset}");
+    }
+
+    #[test]
+    fn a_key_without_value_is_taken_away() {
+        let recipe = reference(&["data.validation_count=", "data.validation_fraction=0.25"]).unwrap();
+        assert_eq!((recipe.data.validation_count, recipe.data.validation_fraction), (None, Some(0.25)));
+        for set in ["augment.zoom=", "nowhere.at.all=", "train.epochs.x="] {
+            let message = reference(&[set]).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("--set {set}: there is no ")), "{message}");
+        }
+        assert!(reference(&["train.epochs="]).unwrap_err().to_string().contains("missing field `epochs`"));
     }
 
     #[test]

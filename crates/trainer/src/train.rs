@@ -1,11 +1,10 @@
 //! The `train` command: from a recipe to a finished run directory.
 
 use std::fs;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use data_cifar::{Dataset, DeviceSet, keyed_seed};
+use data_cifar::keyed_seed;
 use run_record::{
     EpochStats, InitialWeights, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING,
     Select, duration,
@@ -14,9 +13,10 @@ use sha2::{Digest, Sha256};
 use tch::Device;
 use tch::nn::VarStore;
 
-use crate::data::{self, Part, Presentation};
+use crate::data::{self, Part, Source};
 use crate::evaluate::{Metrics, evaluate};
 use crate::fit::{Job, fit};
+use crate::presentation::Presentation;
 use crate::progress::{Progress, say};
 use crate::recipes::{self, Resolved};
 use crate::registry::{self, Architecture};
@@ -34,6 +34,8 @@ pub struct Request {
     pub resolved: Resolved,
     /// Where the data is, if not where `fetch` puts it.
     pub data_dir: Option<PathBuf>,
+    /// Decode the pictures of a folder as they are needed, even if they would fit in memory.
+    pub stream: bool,
     /// Seed of every draw.
     pub seed: u64,
     /// Where to train.
@@ -53,27 +55,32 @@ pub struct Request {
 pub fn train(request: &Request) -> Result<(), Error> {
     let Request { root, resolved: Resolved { recipe, preset }, seed, .. } = request;
     let model = &recipe.model.name;
-    let architecture = architecture(recipe)?;
+    // A folder's classes are known only once it is read, but a wrong model field is wrong at once.
+    let without_data = architecture(recipe, data::class_count(recipe.dataset))?;
     let default = || root.join("results/runs").join(format!("{model}--{preset}--s{seed}"));
     let run = RunDir::open(&request.out.clone().unwrap_or_else(default))?;
-
-    let dataset = match data::load(recipe.dataset, root, request.data_dir.as_deref()) {
-        Ok(dataset) => dataset,
-        Err(error) => {
-            record_missing_data(request, &architecture, &run, &error)?;
-            return Err(error);
-        }
-    };
-    let parts = data::split(&recipe.data, dataset.train.len())?;
-    if let Some(weights) = &recipe.initial_weights {
-        verify(weights)?;
-    }
-    let found = if request.fresh { Found::Nothing } else { run.find(recipe, *seed, &dataset.sha256)? };
     let tell = |text: &str| {
         if !request.quiet {
             say(text);
         }
     };
+
+    let loaded =
+        data::load(recipe, root, request.data_dir.as_deref(), request.stream, &mut |text| tell(text));
+    let source = match loaded {
+        Ok(source) => source,
+        // What was asked for wrongly leaves no run behind.
+        Err(error @ Error::Usage(_)) => return Err(error),
+        Err(error) => {
+            record_missing_data(request, &without_data, &run, &error)?;
+            return Err(error);
+        }
+    };
+    let architecture = architecture(recipe, Some(source.class_names.len() as i64))?;
+    if let Some(weights) = &recipe.initial_weights {
+        verify(weights)?;
+    }
+    let found = if request.fresh { Found::Nothing } else { run.find(recipe, *seed, &source.sha256)? };
     match found {
         Found::Finished(record) => {
             tell(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
@@ -85,23 +92,28 @@ pub fn train(request: &Request) -> Result<(), Error> {
     }
     run.tidy()?;
 
-    let mut record = new_record(request, &architecture, &dataset.sha256)?;
+    let mut record = new_record(request, &architecture, &source.sha256)?;
+    record.skipped_files = source.skipped.len();
     // The record first: a directory with one is known to be a run's.
     run.write_record(&record)?;
     run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
-    let progress = Progress::new(recipe.train.epochs, parts.0.len(), request.quiet, run.log()?);
+    let progress = Progress::new(recipe.train.epochs, source.train.len(), request.quiet, run.log()?);
     progress.line(&format!(
         "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} with {} threads, seed {seed}",
         grouped(architecture.params),
-        parts.0.len(),
-        dataset.name,
+        source.train.len(),
+        source.name,
         recipe.train.epochs,
         recipe.train.batch_size,
         record.result.device,
         record.result.threads,
     ));
 
-    let attempt = || train_and_test(request, &architecture, &dataset, &parts, &run, &progress);
+    for skipped in &source.skipped {
+        progress.line(&format!("{model}: left out {skipped}"));
+    }
+
+    let attempt = || train_and_test(request, &architecture, &source, &run, &progress);
     // libtorch's refusals inside a forward pass (out of memory, say) come as panics of tch.
     let outcome = catch_unwind(AssertUnwindSafe(attempt))
         .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())));
@@ -140,14 +152,14 @@ fn record_missing_data(
     Ok(())
 }
 
-/// The recipe's network, with the head and the input its data ask for.
+/// The recipe's network, with the input its data ask for and a head for so many classes, or the variant's.
 ///
 /// # Errors
 /// An unknown name or field, a field that the data decides, or one out of its range.
-pub fn architecture(recipe: &Recipe) -> Result<Architecture, Error> {
+pub fn architecture(recipe: &Recipe, num_classes: Option<i64>) -> Result<Architecture, Error> {
     let decided = [
-        ("image_size", recipe.data.image_size, "data.image_size"),
-        ("num_classes", data::class_count(recipe.dataset), "the data set"),
+        ("image_size", Some(recipe.data.image_size), "data.image_size"),
+        ("num_classes", num_classes, "the data set"),
     ];
     let mut fields = recipe.model.fields.clone();
     for (field, value, by) in decided {
@@ -156,7 +168,9 @@ pub fn architecture(recipe: &Recipe) -> Result<Architecture, Error> {
                 "model.{field} is decided by {by}; leave it out of the recipe"
             )));
         }
-        fields.insert(field.to_owned(), run_record::FieldValue::Integer(value));
+        if let Some(value) = value {
+            fields.insert(field.to_owned(), run_record::FieldValue::Integer(value));
+        }
     }
     registry::find(&recipe.model.name)?.with_fields(&fields)
 }
@@ -172,8 +186,7 @@ struct Finished {
 fn train_and_test(
     request: &Request,
     architecture: &Architecture,
-    dataset: &Dataset,
-    (train, validation): &(Range<usize>, Range<usize>),
+    source: &Source,
     run: &RunDir,
     progress: &Progress,
 ) -> Result<Finished, Error> {
@@ -186,16 +199,16 @@ fn train_and_test(
             progress.line(&format!("{}: {}: {note}", architecture.model, weights.file.display()));
         }
     }
-    let stats = data::channel_statistics(&recipe.data, dataset)?;
-    let set = DeviceSet::new(&dataset.train, *device)?;
+    let stats = source.normalization(&recipe.data)?;
+    let (train_set, test_set) = source.sets(*device)?;
     let job = Job {
         recipe,
         seed: *seed,
         network: network.as_ref(),
         vs: &vs,
-        train: Part { set: &set, range: train.clone() },
-        validation: Part { set: &set, range: validation.clone() },
-        presentation: Presentation::new(&recipe.data, &stats, *device)?,
+        train: Part { set: &train_set, range: source.train.clone() },
+        validation: Part { set: &train_set, range: source.validation.clone() },
+        presentation: Presentation::new(recipe, &stats, source.class_names.len() as i64, *device)?,
     };
     let mut kept: Option<(EpochStats, String)> = None;
     let select = recipe.train.select;
@@ -207,10 +220,10 @@ fn train_and_test(
                 family: architecture.family.to_owned(),
                 config: architecture.config.clone(),
                 recipe: recipe.clone(),
-                data_sha256: dataset.sha256.clone(),
+                data_sha256: source.sha256.clone(),
                 channel_mean: stats.mean,
                 channel_std: stats.std,
-                class_names: dataset.class_names.clone(),
+                class_names: source.class_names.clone(),
                 epoch: epoch.epoch,
                 val_top1: epoch.val_top1,
             };
@@ -225,7 +238,6 @@ fn train_and_test(
         kept.ok_or_else(|| Error::Training("no epoch had a validation accuracy".to_owned()))?;
     // Tested are the weights on disk, as anyone would load them.
     weights::load(&vs, architecture, &run.file(select.weights_file()), false)?;
-    let test_set = DeviceSet::new(&dataset.test, *device)?;
     let test = Part { set: &test_set, range: 0..test_set.len() };
     let smoothing = recipe.train.label_smoothing;
     let test = evaluate(job.network, &test, &job.presentation, recipe.train.batch_size, smoothing)?;
@@ -292,6 +304,7 @@ fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str)
         command: environment::command(),
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu: environment::cpu(),
+        skipped_files: 0,
     })
 }
 
@@ -341,11 +354,11 @@ mod tests {
         let recipe = |set: &str| {
             recipes::from_preset(&root, "reference", "convmixer_reference", &[set.to_owned()]).unwrap().recipe
         };
-        let ten = architecture(&recipe("data.image_size=64")).unwrap();
+        let ten = architecture(&recipe("data.image_size=64"), Some(10)).unwrap();
         assert_eq!((ten.num_classes, ten.image_size), (10, 64));
-        let hundred = architecture(&recipe("dataset=cifar100")).unwrap();
+        let hundred = architecture(&recipe("dataset=cifar100"), Some(100)).unwrap();
         assert_eq!((hundred.num_classes, hundred.image_size), (100, 32));
-        let refused = architecture(&recipe("model.num_classes=7")).unwrap_err().to_string();
+        let refused = architecture(&recipe("model.num_classes=7"), None).unwrap_err().to_string();
         assert!(refused.contains("model.num_classes is decided by the data set"), "{refused}");
     }
 }

@@ -142,7 +142,7 @@ fn one_seed_is_one_run_and_another_seed_is_another() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let runs = [("a", "7"), ("b", "7"), ("c", "8")].map(|(name, seed)| {
         let run = directory.path().join(name);
-        let output = small_run(&run, &["--seed", seed, "--quiet", "--set", "data.flip=true"]);
+        let output = small_run(&run, &["--seed", seed, "--quiet", "--set", "augment.hflip=0.5"]);
         assert!(output.status.success() && output.stdout.is_empty());
         run
     });
@@ -170,7 +170,7 @@ fn wrong_requests_are_answered_on_one_line_with_exit_code_2() {
             "model.patch_size",
         ),
         (&["--model", "convmixr_reference", "--preset", "quick"], "nearest: convmixer_reference"),
-        (&["--model", "convmixer_reference", "--preset", "slow"], "there are quick, reference"),
+        (&["--model", "convmixer_reference", "--preset", "slow"], "there are folder, quick, reference"),
         (
             &["--model", "convmixer_reference", "--preset", "quick", "--set", "train.epoch=1"],
             "unknown field `epoch`",
@@ -408,11 +408,13 @@ fn the_last_epoch_is_kept_and_the_schedule_followed_if_the_recipe_says_so() {
         "--set",
         "schedule.warmup=0.5",
         "--set",
-        "data.crop_from=20",
+        "augment.crop_from=20",
         "--set",
-        "data.rotation_degrees=5",
+        "augment.crop_offset=image",
         "--set",
-        "data.zoom=0.1",
+        "augment.rotation_degrees=5",
+        "--set",
+        "augment.zoom=0.1",
     ];
     let ran = small_run(&run, &more);
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));

@@ -1,0 +1,108 @@
+//! Images per second of crops, erasing and mixing, drawing included, in batches of 128 images of 3x32x32.
+
+use std::hint::black_box;
+
+use criterion::{
+    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
+};
+use data_cifar::{
+    CropBox, EraseMode, Erasure, Filter, Interpolation, Mix, MixMode, RandomErasing, RandomResizedCrop,
+    crop_offset, erase, keyed_rng, mix, pad_crop, pil_resize, resized_crop,
+};
+use tch::{Device, Kind, Tensor};
+
+const BATCH: i64 = 128;
+const SIDE: i64 = 32;
+
+fn group<'c>(c: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c, WallTime> {
+    let mut group = c.benchmark_group(format!("{name}, 128 of 3x32x32"));
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group
+}
+
+/// Runs `step` with the numbers of the steps, each to its end.
+fn time(group: &mut BenchmarkGroup<WallTime>, name: &str, mut step: impl FnMut(u64) -> Tensor) {
+    let mut number = 0;
+    group.bench_function(name, |b| {
+        b.iter(|| {
+            number += 1;
+            let result = black_box(step(number));
+            if let Device::Cuda(index) = result.device() {
+                tch::Cuda::synchronize(index as i64);
+            }
+        });
+    });
+}
+
+fn crops(c: &mut Criterion) {
+    let bytes = (Kind::Uint8, Device::cuda_if_available());
+    let images = Tensor::randint(256, [BATCH, 3, SIDE, SIDE], bytes);
+    let mut group = group(c, "crops");
+    for (name, interpolation) in [
+        ("resized_crop, bilinear", Interpolation::Bilinear),
+        ("resized_crop, bicubic", Interpolation::Bicubic),
+        ("resized_crop, random", Interpolation::Random),
+    ] {
+        let draw = RandomResizedCrop { interpolation, ..RandomResizedCrop::default() };
+        time(&mut group, name, |epoch| {
+            let drawn = (0..BATCH as u64).map(|n| draw.draw(&mut keyed_rng(1, "crop", epoch, n), SIDE, SIDE));
+            let (boxes, filters): (Vec<CropBox>, Vec<Filter>) = drawn.unzip();
+            resized_crop(&images, &boxes, &filters, (SIDE, SIDE)).expect("the boxes lie in the images")
+        });
+    }
+    time(&mut group, "pad_crop", |epoch| {
+        let draw = |n| crop_offset(&mut keyed_rng(1, "crop", epoch, n), (8, 8));
+        let offsets: Vec<(i64, i64)> = (0..BATCH as u64).map(draw).collect();
+        pad_crop(&images, 4, &offsets).expect("the offsets are in range")
+    });
+    for (name, size) in [("pil_resize to 48", 48), ("pil_resize to 16", 16)] {
+        time(&mut group, name, |_| {
+            pil_resize(&images, Filter::Bicubic, (size, size)).expect("the size is positive")
+        });
+    }
+    group.finish();
+}
+
+fn erasing(c: &mut Criterion) {
+    let floats = (Kind::Float, Device::cuda_if_available());
+    let images = Tensor::randn([BATCH, 3, SIDE, SIDE], floats);
+    let mut group = group(c, "erasing");
+    for (name, reprob, remode) in [
+        ("const, a quarter", 0.25, EraseMode::Const),
+        ("rand, a quarter", 0.25, EraseMode::Rand),
+        ("pixel, a quarter", 0.25, EraseMode::Pixel),
+        ("pixel, all", 1.0, EraseMode::Pixel),
+    ] {
+        let erasing = RandomErasing::timm(reprob, remode, 1);
+        time(&mut group, name, |epoch| {
+            let draw = |n| erasing.draw(&mut keyed_rng(1, "erase", epoch, n), SIDE, SIDE);
+            let erasures: Vec<Erasure> = (0..BATCH as u64).map(draw).collect();
+            erase(&images, &erasures, remode).expect("the rectangles lie in the images")
+        });
+    }
+    group.finish();
+}
+
+fn mixing(c: &mut Criterion) {
+    let device = Device::cuda_if_available();
+    let images = Tensor::randn([BATCH, 3, SIDE, SIDE], (Kind::Float, device));
+    let labels = Tensor::randint(100, [BATCH], (Kind::Int64, device));
+    let indices: Vec<i64> = (0..BATCH).collect();
+    let mut group = group(c, "mixing");
+    for (name, mixup, cutmix, mode) in [
+        ("mixup, batch", 0.8, 0.0, MixMode::Batch),
+        ("cutmix, batch", 0.0, 1.0, MixMode::Batch),
+        ("both, batch", 0.8, 1.0, MixMode::Batch),
+        ("both, elem", 0.8, 1.0, MixMode::Elem),
+    ] {
+        let draw = Mix { mixup, cutmix, mode, ..Mix::default() };
+        time(&mut group, name, |epoch| {
+            let mixings = draw.draw(1, epoch, 0, &indices, (SIDE, SIDE));
+            mix(&images, &labels, &mixings, 100, 0.1).expect("the shapes fit").0
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, crops, erasing, mixing);
+criterion_main!(benches);

@@ -1,0 +1,262 @@
+//! A picture of any size as a square of a given side, the ways timm's evaluation transforms do it.
+
+use crate::decode::RgbImage;
+use crate::error::DataError;
+use crate::ops::Filter;
+
+/// The longest side a picture may be resized to.
+const MAX_SIDE: u32 = 4096;
+
+/// How a picture becomes square; the names are timm's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CropMode {
+    /// The shorter side is resized to the square's and the middle cut out.
+    Center,
+    /// Each side is resized to the square's; proportions are lost.
+    Squash,
+    /// The longer side is resized to the square's and the rest filled.
+    Border {
+        /// Red, green and blue; timm fills with the mean colour it normalises with.
+        fill: [u8; 3],
+    },
+}
+
+/// The picture as `side` by `side` pixels. A picture of that size already is returned as it is.
+///
+/// `filter` is that of PIL's `Image.resize`: widened by the factor of a reduction, so that every pixel counts.
+/// Pixels are those of PIL 13, bit for bit; the other side and the offsets are rounded as by torchvision (`Resize`,
+/// `CenterCrop`) and timm (`ResizeKeepRatio`, `CenterCropOrPad`).
+///
+/// # Errors
+/// When `side` is not from 1 to 4096, the filter is not [`Filter::Bilinear`] or [`Filter::Bicubic`], or the
+/// picture's pixels are not as many as its size says.
+pub fn fit(image: RgbImage, side: u32, mode: CropMode, filter: Filter) -> Result<RgbImage, DataError> {
+    check(side, filter)?;
+    let (width, height) = (image.width, image.height);
+    let count = 3 * u64::from(width) * u64::from(height);
+    if count == 0 || count != image.pixels.len() as u64 {
+        let found = image.pixels.len();
+        return Err(DataError::Argument(format!("{width}x{height} pixels cannot be {found} bytes")));
+    }
+    if (width, height) == (side, side) {
+        return Ok(image);
+    }
+    Ok(match mode {
+        CropMode::Squash => {
+            let across = Axis::whole(width, side);
+            resample(&image, &across, &Axis::whole(height, side), filter)
+        }
+        CropMode::Center => {
+            let across = Axis::middle(width, height, side);
+            resample(&image, &across, &Axis::middle(height, width, side), filter)
+        }
+        CropMode::Border { fill } => {
+            let ratio = f64::from(width.max(height)) / f64::from(side);
+            let scaled = |size: u32| ((f64::from(size) / ratio).round_ties_even() as u32).clamp(1, side);
+            let across = Axis::whole(width, scaled(width));
+            pad(&resample(&image, &across, &Axis::whole(height, scaled(height)), filter), side, fill)
+        }
+    })
+}
+
+/// Whether pictures can be resized like this.
+pub(crate) fn check(side: u32, filter: Filter) -> Result<(), DataError> {
+    if !(1..=MAX_SIDE).contains(&side) {
+        let text = format!("the side of a picture must be 1 to {MAX_SIDE} pixels, not {side}");
+        return Err(DataError::Argument(text));
+    }
+    if filter == Filter::Nearest {
+        let text = "a picture is resized by the bilinear or the bicubic filter, not by the nearest pixel";
+        return Err(DataError::Argument(text.into()));
+    }
+    Ok(())
+}
+
+/// How one side of a picture is resized, and what of the result is wanted.
+#[derive(Debug, PartialEq, Eq)]
+struct Axis {
+    length: u32,
+    scaled: u64,
+    /// The first pixel wanted, of `scaled`.
+    start: u64,
+    /// How many are wanted.
+    count: u32,
+}
+
+impl Axis {
+    fn whole(length: u32, scaled: u32) -> Self {
+        Self { length, scaled: scaled.into(), start: 0, count: scaled }
+    }
+
+    /// The middle `side` pixels after the shorter of `length` and `other` was resized to `side`.
+    fn middle(length: u32, other: u32, side: u32) -> Self {
+        let scaled = u64::from(side) * u64::from(length) / u64::from(length.min(other));
+        let rest = scaled - u64::from(side);
+        // Half of the rest; what ends in one half goes to the even number.
+        Self { length, scaled, start: rest / 2 + u64::from(rest % 4 == 3), count: side }
+    }
+
+    /// The weights of each pixel that is wanted.
+    fn weights(&self, filter: Filter) -> Vec<Weights> {
+        let radius = if filter == Filter::Bicubic { 2.0 } else { 1.0 };
+        let scale = f64::from(self.length) / self.scaled as f64;
+        let stretch = scale.max(1.0);
+        let reach = radius * stretch;
+        let weights = |wanted: u64| {
+            let center = (wanted as f64 + 0.5) * scale;
+            let first = (center - reach + 0.5).max(0.0) as u32;
+            let end = ((center + reach + 0.5) as u32).min(self.length);
+            let raw: Vec<f64> = (first..end)
+                .map(|pixel| kernel(filter, (f64::from(pixel) - center + 0.5) * (1.0 / stretch)))
+                .collect();
+            let sum: f64 = raw.iter().sum();
+            let fixed = |weight: f64| (weight / sum * f64::from(1 << PRECISION)).round() as i32;
+            Weights { first: first as usize, values: raw.into_iter().map(fixed).collect() }
+        };
+        (self.start..self.start + u64::from(self.count)).map(weights).collect()
+    }
+}
+
+/// Binary places of a weight: PIL's, what a 32-bit sum of weighted bytes leaves room for.
+const PRECISION: u32 = 22;
+
+/// What one pixel is made of.
+struct Weights {
+    first: usize,
+    values: Vec<i32>,
+}
+
+fn kernel(filter: Filter, x: f64) -> f64 {
+    let x = x.abs();
+    match filter {
+        // Keys's cubic with a = -1/2.
+        Filter::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+        Filter::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5,
+        Filter::Bicubic => 0.0,
+        _ => (1.0 - x).max(0.0),
+    }
+}
+
+/// What is wanted of the resized picture, one axis after the other and rounded to bytes in between, as PIL does
+/// it from version 13 on: columns first where the height shrinks, and by more than twice as many pixels as the
+/// width.
+fn resample(image: &RgbImage, across: &Axis, down: &Axis, filter: Filter) -> RgbImage {
+    let (columns, mut rows) = (across.weights(filter), down.weights(filter));
+    let shrinks = |axis: &Axis| i64::from(axis.length) - axis.scaled as i64;
+    let wide = 3 * image.width as usize;
+    let pixels = if shrinks(down) > 0 && shrinks(down) > 2 * shrinks(across) {
+        resample_rows(&resample_columns(&image.pixels, wide, &rows), wide, &columns)
+    } else {
+        // Only the rows that count: of a long strip that is cropped, a small part.
+        let top = rows.iter().map(|row| row.first).min().unwrap_or(0);
+        let bottom = rows.iter().map(|row| row.first + row.values.len()).max().unwrap_or(0);
+        rows.iter_mut().for_each(|row| row.first -= top);
+        let narrow = resample_rows(&image.pixels[top * wide..bottom * wide], wide, &columns);
+        resample_columns(&narrow, 3 * columns.len(), &rows)
+    };
+    RgbImage { width: across.count, height: down.count, pixels }
+}
+
+/// Each row of `row_bytes`, resized.
+fn resample_rows(pixels: &[u8], row_bytes: usize, columns: &[Weights]) -> Vec<u8> {
+    let mut resized = Vec::with_capacity(pixels.len() / row_bytes * 3 * columns.len());
+    for row in pixels.chunks_exact(row_bytes) {
+        for column in columns {
+            let mut sums = [1 << (PRECISION - 1); 3];
+            for (pixel, weight) in row[3 * column.first..].chunks_exact(3).zip(&column.values) {
+                for (sum, &value) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(value) * weight;
+                }
+            }
+            resized.extend(sums.map(byte));
+        }
+    }
+    resized
+}
+
+/// Each column, of rows of `row_bytes`, resized.
+fn resample_columns(pixels: &[u8], row_bytes: usize, rows: &[Weights]) -> Vec<u8> {
+    let mut resized = Vec::with_capacity(rows.len() * row_bytes);
+    let mut sums = vec![0; row_bytes];
+    for row in rows {
+        sums.fill(1 << (PRECISION - 1));
+        for (values, weight) in pixels[row.first * row_bytes..].chunks_exact(row_bytes).zip(&row.values) {
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        resized.extend(sums.iter().copied().map(byte));
+    }
+    resized
+}
+
+fn byte(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+/// The picture in the middle of a square, which is not smaller.
+fn pad(image: &RgbImage, side: u32, fill: [u8; 3]) -> RgbImage {
+    let (width, side_bytes) = (3 * image.width as usize, 3 * side as usize);
+    let left = 3 * ((side - image.width) / 2) as usize;
+    let top = ((side - image.height) / 2) as usize;
+    let mut pixels = fill.repeat(side as usize * side as usize);
+    for (row, to) in image.pixels.chunks_exact(width).zip(pixels.chunks_exact_mut(side_bytes).skip(top)) {
+        to[left..left + width].copy_from_slice(row);
+    }
+    RgbImage { width: side, height: side, pixels }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// torchvision: `int(side * long / short)`, then `int(round((scaled - side) / 2.0))`.
+    #[test]
+    fn the_middle_is_rounded_to_even() {
+        for (long, scaled, start) in [(16, 32, 0), (17, 34, 1), (18, 36, 2), (19, 38, 3), (35, 70, 19)] {
+            assert_eq!(Axis::middle(16, long, 32), Axis::whole(16, 32));
+            assert_eq!(Axis::middle(long, 16, 32), Axis { length: long, scaled, start, count: 32 });
+        }
+        // 2, 3, 4 and 5 pixels too many.
+        for (long, start) in [(4, 1), (5, 2), (6, 2), (7, 2)] {
+            assert_eq!(Axis::middle(long, 2, 2), Axis { length: long, scaled: long.into(), start, count: 2 });
+        }
+    }
+
+    #[test]
+    fn a_border_is_filled() {
+        let image = RgbImage { width: 4, height: 1, pixels: vec![7; 12] };
+        let square = fit(image, 4, CropMode::Border { fill: [1, 2, 3] }, Filter::Bicubic).unwrap();
+        let row = |row: usize| square.pixels[12 * row..12 * (row + 1)].to_vec();
+        assert_eq!(row(1), [7; 12]);
+        for filled in [0, 2, 3] {
+            assert_eq!(row(filled), [1, 2, 3].repeat(4));
+        }
+    }
+
+    /// Resized before it is cropped, this picture would take a hundred thousand times its size.
+    #[test]
+    fn a_long_strip_costs_no_more_than_its_square() {
+        for (width, height) in [(100_000, 1), (1, 100_000)] {
+            for mode in [CropMode::Center, CropMode::Squash, CropMode::Border { fill: [0; 3] }] {
+                let image = RgbImage { width, height, pixels: vec![9; 300_000] };
+                assert_eq!(fit(image, 64, mode, Filter::Bicubic).unwrap().pixels.len(), 3 * 64 * 64);
+            }
+        }
+    }
+
+    #[test]
+    fn bad_arguments_are_errors() {
+        for (image, side, part) in [
+            (RgbImage { width: 2, height: 2, pixels: vec![0; 12] }, 0, "1 to 4096 pixels, not 0"),
+            (RgbImage { width: 2, height: 2, pixels: vec![0; 12] }, 4097, "not 4097"),
+            (RgbImage { width: 2, height: 2, pixels: vec![0; 11] }, 8, "cannot be 11 bytes"),
+            (RgbImage { width: 0, height: 2, pixels: vec![] }, 8, "0x2 pixels"),
+        ] {
+            let message = fit(image, side, CropMode::Center, Filter::Bilinear).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+        let image = RgbImage { width: 2, height: 2, pixels: vec![0; 12] };
+        assert!(fit(image, 8, CropMode::Center, Filter::Nearest).is_err());
+    }
+}

@@ -1,0 +1,371 @@
+//! Decoding a folder of pictures: into memory as a whole, or once through to know what it holds.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ndarray::{Array1, Array4};
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use sha2::{Digest, Sha256};
+
+use crate::cache::{self, Pixels};
+use crate::decode::decode;
+use crate::error::DataError;
+use crate::fit::fit;
+use crate::folder::{Arrangement, Folder, FolderOptions, OnError, PictureFile};
+use crate::host::{Dataset, Labelled, Skipped, hex};
+
+/// The largest file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+/// Decoded bytes between two reports of progress, about.
+const CHUNK_BYTES: usize = 64 << 20;
+
+/// What happens while a folder is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FolderProgress<'a> {
+    /// So many of all picture files were decoded.
+    Decoded {
+        /// How many.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// Something to know: why a cache is not used, or could not be written.
+    Note(&'a str),
+}
+
+/// What became of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// SHA-256 of its pixels.
+    Pixels([u8; 32]),
+    /// Why it has none.
+    Skipped(String),
+}
+
+impl Outcome {
+    /// Zeros for a skipped file.
+    pub(crate) fn digest(&self) -> &[u8; 32] {
+        match self {
+            Self::Pixels(digest) => digest,
+            Self::Skipped(_) => &[0; 32],
+        }
+    }
+}
+
+/// A folder of which every file was decoded once: what is in it, in which order, without the pixels.
+#[derive(Debug, Clone)]
+pub struct FolderIndex {
+    pub(crate) folder: Folder,
+    pub(crate) outcomes: Vec<Outcome>,
+    pub(crate) arrangement: Arrangement,
+    sha256: String,
+}
+
+impl FolderIndex {
+    pub(crate) fn new(folder: &Folder, outcomes: Vec<Outcome>) -> Result<Self, DataError> {
+        let decoded: Vec<bool> =
+            outcomes.iter().map(|outcome| matches!(outcome, Outcome::Pixels(_))).collect();
+        let arrangement = folder.arrange(&decoded)?;
+        let mut digest = Sha256::new();
+        digest.update(folder.options.side.to_le_bytes());
+        for part in [&arrangement.train, &arrangement.test] {
+            digest.update((part.len() as u64).to_le_bytes());
+            for &n in part {
+                digest.update(folder.files[n].label.to_le_bytes());
+                digest.update(outcomes[n].digest());
+            }
+        }
+        let sha256 = hex(&digest.finalize());
+        Ok(Self { folder: folder.clone(), outcomes, arrangement, sha256 })
+    }
+
+    /// The folder and its files.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// The number of training images, those of `val` at their end included.
+    pub fn train_len(&self) -> usize {
+        self.arrangement.train.len()
+    }
+
+    /// How many of the last training images come from the folder's `val`.
+    pub fn validation(&self) -> usize {
+        self.arrangement.validation
+    }
+
+    /// The number of test images.
+    pub fn test_len(&self) -> usize {
+        self.arrangement.test.len()
+    }
+
+    /// The files that could not be decoded, in the order of part, class and name.
+    pub fn skipped(&self) -> Vec<Skipped> {
+        let files = self.folder.files.iter().zip(&self.outcomes);
+        files
+            .filter_map(|(file, outcome)| match outcome {
+                Outcome::Pixels(_) => None,
+                Outcome::Skipped(reason) => Some(Skipped { file: file.path.clone(), reason: reason.clone() }),
+            })
+            .collect()
+    }
+
+    /// SHA-256 in lower-case hexadecimal over the images' side (u32) and, of the training and then the test part,
+    /// the number of images (u64) and each image's label (u16) and SHA-256 of its pixels `[3, S, S]`; numbers
+    /// little-endian. It depends on labels, pixels and their order, and on no file's name or format.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+}
+
+impl Folder {
+    /// Decodes all pictures into memory, on `threads` threads, or reads them from `cache`.
+    ///
+    /// `cache` is a directory to keep the decoded images in; the next call for the same folder and options reads
+    /// them from there, as long as no file was added, removed or changed (by size and time of change) and
+    /// the images are still what was written. Whenever that is not so, they are decoded again and
+    /// `progress` is told why. The result is the same in every case.
+    ///
+    /// # Errors
+    /// When a picture cannot be decoded and that is to be an error, no picture of a class can be, nothing
+    /// would be left to train on, or the images do not fit into memory. Without threads, too.
+    pub fn load(
+        &self,
+        cache: Option<&Path>,
+        threads: usize,
+        progress: &mut dyn FnMut(FolderProgress<'_>),
+    ) -> Result<Dataset, DataError> {
+        let pool = pool(threads)?;
+        let path = cache.map(|directory| cache::cache_file(directory, self, true));
+        if let Some(path) = &path {
+            let cached = cache::read_images(path, self).and_then(|cached| match cached {
+                Some((index, pixels)) if !self.verify(&pool, &index, &pixels) => {
+                    Err("its images are damaged".into())
+                }
+                cached => Ok(cached),
+            });
+            match cached {
+                Ok(Some((index, pixels))) => return dataset(&index, pixels),
+                Ok(None) => {}
+                Err(reason) => not_used(path, &reason, progress),
+            }
+        }
+        let bytes = self.options.image_bytes();
+        let mut images = Vec::new();
+        images.try_reserve_exact(self.len().saturating_mul(bytes)).map_err(|_| {
+            DataError::Argument(format!("{} images of {bytes} bytes do not fit into memory", self.len()))
+        })?;
+        let decoded = self.decode_all(&pool, progress, |pixels| images.extend_from_slice(pixels))?;
+        let index = FolderIndex::new(self, decoded.outcomes)?;
+        let pixels = arrange_pixels(images, &index, bytes);
+        if let Some(path) = path.filter(|_| decoded.is_final) {
+            written(&path, cache::write(&path, &index, Some(&pixels)), progress);
+        }
+        dataset(&index, pixels)
+    }
+
+    /// Decodes all pictures once, on `threads` threads, and keeps what is known of them, not the pixels; or reads
+    /// that from `cache`, under the same conditions as [`Folder::load`].
+    ///
+    /// # Errors
+    /// Those of [`Folder::load`].
+    pub fn index(
+        &self,
+        cache: Option<&Path>,
+        threads: usize,
+        progress: &mut dyn FnMut(FolderProgress<'_>),
+    ) -> Result<FolderIndex, DataError> {
+        let pool = pool(threads)?;
+        let path = cache.map(|directory| cache::cache_file(directory, self, false));
+        if let Some(path) = &path {
+            match cache::read_index(path, self) {
+                Ok(Some(index)) => return Ok(index),
+                Ok(None) => {}
+                Err(reason) => not_used(path, &reason, progress),
+            }
+        }
+        let decoded = self.decode_all(&pool, progress, |_| ())?;
+        let index = FolderIndex::new(self, decoded.outcomes)?;
+        if let Some(path) = path.filter(|_| decoded.is_final) {
+            written(&path, cache::write(&path, &index, None), progress);
+        }
+        Ok(index)
+    }
+
+    /// Decodes the files in their order and hands each image's pixels to `keep`.
+    fn decode_all(
+        &self,
+        pool: &ThreadPool,
+        progress: &mut dyn FnMut(FolderProgress<'_>),
+        mut keep: impl FnMut(&[u8]),
+    ) -> Result<Decoded, DataError> {
+        let bytes = self.options.image_bytes();
+        let chunk = (CHUNK_BYTES / bytes).clamp(2 * pool.current_num_threads(), 1024);
+        let mut pixels = vec![0; chunk * bytes];
+        let never = AtomicBool::new(false);
+        let mut decoded = Decoded { outcomes: Vec::with_capacity(self.len()), is_final: true };
+        for files in self.files.chunks(chunk) {
+            let files: Vec<&PictureFile> = files.iter().collect();
+            let results = read_batch(pool, &self.root, &self.options, &files, &mut pixels, &never);
+            for ((result, file), image) in results.into_iter().zip(files).zip(pixels.chunks_exact(bytes)) {
+                decoded.outcomes.push(match result {
+                    Ok(digest) => {
+                        keep(image);
+                        Outcome::Pixels(digest)
+                    }
+                    Err(error) if self.options.on_error == OnError::Fail => return Err(error),
+                    Err(DataError::Picture { reason, .. }) => Outcome::Skipped(reason),
+                    Err(DataError::Read { source, .. }) => {
+                        decoded.is_final = false;
+                        Outcome::Skipped(format!("cannot be read: {source}"))
+                    }
+                    Err(error) => return Err(DataError::Argument(format!("{}: {error}", file.path))),
+                });
+            }
+            progress(FolderProgress::Decoded { done: decoded.outcomes.len(), total: self.len() });
+        }
+        Ok(decoded)
+    }
+
+    /// Whether every image has the pixels it is known to have.
+    fn verify(&self, pool: &ThreadPool, index: &FolderIndex, pixels: &Pixels) -> bool {
+        let bytes = self.options.image_bytes();
+        let is_intact = |images: &[u8], order: &[usize]| {
+            images
+                .par_chunks_exact(bytes)
+                .zip(order)
+                .all(|(image, &n)| <[u8; 32]>::from(Sha256::digest(image)) == *index.outcomes[n].digest())
+        };
+        let Arrangement { train, test, .. } = &index.arrangement;
+        pool.install(|| is_intact(&pixels.train, train) && is_intact(&pixels.test, test))
+    }
+}
+
+struct Decoded {
+    outcomes: Vec<Outcome>,
+    /// `false` where a file could not be read: that may be otherwise the next time, without the file changing.
+    is_final: bool,
+}
+
+fn not_used(path: &Path, reason: &str, progress: &mut dyn FnMut(FolderProgress<'_>)) {
+    progress(FolderProgress::Note(&format!("the cache {} is made anew: {reason}", path.display())));
+}
+
+fn written(path: &Path, result: std::io::Result<()>, progress: &mut dyn FnMut(FolderProgress<'_>)) {
+    if let Err(error) = result {
+        progress(FolderProgress::Note(&format!("cannot write the cache {}: {error}", path.display())));
+    }
+}
+
+/// Threads to decode on.
+pub(crate) fn pool(threads: usize) -> Result<ThreadPool, DataError> {
+    if threads == 0 {
+        return Err(DataError::Argument("pictures are decoded on at least 1 thread, not 0".into()));
+    }
+    ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|n| format!("decode-{n}"))
+        .build()
+        .map_err(|error| DataError::Argument(format!("cannot start {threads} threads: {error}")))
+}
+
+/// Reads, decodes and resizes `files` into `pixels`, `[len, 3, S, S]` or longer: the SHA-256 of each image, or
+/// why there is none. Once `stop` is set, what is left of the batch stays undone and its results mean nothing.
+pub(crate) fn read_batch(
+    pool: &ThreadPool,
+    root: &Path,
+    options: &FolderOptions,
+    files: &[&PictureFile],
+    pixels: &mut [u8],
+    stop: &AtomicBool,
+) -> Vec<Result<[u8; 32], DataError>> {
+    let images = pixels.par_chunks_exact_mut(options.image_bytes());
+    pool.install(|| {
+        files
+            .par_iter()
+            .zip(images)
+            .with_max_len(1) // files differ in size
+            .map(|(file, image)| {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok([0; 32]);
+                }
+                read_image(&root.join(&file.path), options, image)?;
+                Ok(Sha256::digest(&*image).into())
+            })
+            .collect()
+    })
+}
+
+/// Reads, decodes and resizes a file into `image`, `[3, S, S]`.
+fn read_image(path: &Path, options: &FolderOptions, image: &mut [u8]) -> Result<(), DataError> {
+    let unreadable = |source| DataError::Read { file: path.to_path_buf(), source };
+    let mut bytes = Vec::new();
+    let mut file = File::open(path).map_err(unreadable)?.take(MAX_FILE_BYTES + 1);
+    file.read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        let reason = format!("larger than {MAX_FILE_BYTES} bytes");
+        return Err(DataError::Picture { file: path.to_path_buf(), reason });
+    }
+    let square = fit(decode(&bytes, path)?, options.side, options.crop_mode, options.filter)?;
+    for (channel, plane) in image.chunks_exact_mut(square.pixels.len() / 3).enumerate() {
+        for (value, pixel) in plane.iter_mut().zip(square.pixels.chunks_exact(3)) {
+            *value = pixel[channel];
+        }
+    }
+    Ok(())
+}
+
+/// The decoded images, now in the order of their files, in that of the parts; in place, because they may be
+/// most of what memory holds.
+fn arrange_pixels(mut images: Vec<u8>, index: &FolderIndex, bytes: usize) -> Pixels {
+    let mut place_of_file = vec![0; index.outcomes.len()];
+    let decoded = index.outcomes.iter().enumerate().filter(|(_, o)| matches!(o, Outcome::Pixels(_)));
+    for (place, (file, _)) in decoded.enumerate() {
+        place_of_file[file] = place;
+    }
+    let Arrangement { train, test, .. } = &index.arrangement;
+    let mut source: Vec<usize> = train.iter().chain(test).map(|&file| place_of_file[file]).collect();
+    let mut first = vec![0; bytes];
+    for start in 0..source.len() {
+        if source[start] == start {
+            continue;
+        }
+        // Along the cycle of places that `start` is on, each takes the image of the next.
+        first.copy_from_slice(&images[start * bytes..(start + 1) * bytes]);
+        let mut to = start;
+        while source[to] != start {
+            let from = source[to];
+            images.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+            source[to] = to;
+            to = from;
+        }
+        images[to * bytes..(to + 1) * bytes].copy_from_slice(&first);
+        source[to] = to;
+    }
+    let test = images.split_off(train.len() * bytes);
+    Pixels { train: images, test }
+}
+
+fn dataset(index: &FolderIndex, pixels: Pixels) -> Result<Dataset, DataError> {
+    let folder = &index.folder;
+    let side = folder.options.side as usize;
+    let part = |order: &[usize], pixels: Vec<u8>| {
+        let images = Array4::from_shape_vec((order.len(), 3, side, side), pixels)
+            .map_err(|error| DataError::Argument(error.to_string()))?;
+        let labels = order.iter().map(|&n| folder.files[n].label).collect::<Array1<u16>>();
+        Ok::<_, DataError>(Labelled { images, labels })
+    };
+    Ok(Dataset {
+        name: folder.root.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        class_names: folder.class_names.clone(),
+        train: part(&index.arrangement.train, pixels.train)?,
+        test: part(&index.arrangement.test, pixels.test)?,
+        coarse: None,
+        validation: index.validation(),
+        skipped: index.skipped(),
+        sha256: index.sha256.clone(),
+    })
+}

@@ -1,0 +1,61 @@
+//! RandAugment in torchvision's version (`torchvision.transforms.autoaugment`).
+
+use rand_chacha::ChaCha8Rng;
+
+use super::{Policy, Setting, either_way, number};
+use crate::ops::{Filter, Op};
+use crate::rng::below;
+
+/// Magnitudes run from 0 to this.
+const STRONGEST: u8 = 30;
+
+const BLACK: [u8; 3] = [0; 3];
+
+pub(super) fn from_settings(settings: &[Setting]) -> Result<Policy, String> {
+    let (mut num_ops, mut magnitude) = (2, 9);
+    for &setting in settings {
+        match setting.0 {
+            "n" => num_ops = number(setting, 1..=16)?,
+            "m" => magnitude = number(setting, 0..=STRONGEST)?,
+            key => return Err(format!("{key:?} is not known; there are n and m")),
+        }
+    }
+    Ok(Policy::TorchvisionRandAugment { num_ops, magnitude })
+}
+
+pub(super) fn draw_op(magnitude: u8, rng: &mut ChaCha8Rng, height: i64, width: i64) -> Option<Op> {
+    let scale = |end: f64| linspace(0.0, end, magnitude);
+    // torchvision moves the image by whole pixels, Op the place it is read from: the other way, which is as
+    // likely.
+    let pixels = |side: i64| scale(150.0 / 331.0 * side as f64).trunc();
+    let filter = Filter::Nearest;
+    let factor = |rng: &mut ChaCha8Rng| (1.0 + either_way(rng, scale(0.9))) as f32;
+    Some(match below(rng, 14) {
+        0 => return None,
+        1 => Op::AutoContrast,
+        2 => Op::Equalize,
+        3 => Op::Posterize { bits: 8u8.saturating_sub((f32::from(magnitude) / 7.5).round() as u8) },
+        4 => Op::Solarize { threshold: linspace(255.0, 0.0, magnitude) as f32 },
+        5 => Op::Color { factor: factor(rng) },
+        6 => Op::Contrast { factor: factor(rng) },
+        7 => Op::Brightness { factor: factor(rng) },
+        8 => Op::Sharpness { factor: factor(rng) },
+        9 => Op::rotate(either_way(rng, scale(30.0)), height, width, filter, BLACK),
+        10 => Op::shear_x(either_way(rng, scale(0.3)), filter, BLACK),
+        11 => Op::shear_y(either_way(rng, scale(0.3)), filter, BLACK),
+        12 => Op::translate_x(either_way(rng, pixels(width)), filter, BLACK),
+        _ => Op::translate_y(either_way(rng, pixels(height)), filter, BLACK),
+    })
+}
+
+/// `torch.linspace(start, end, 31)[index]`: single precision, in which a translation may just miss a whole
+/// pixel, and counted from the nearer end.
+fn linspace(start: f64, end: f64, index: u8) -> f64 {
+    let step = f64::from((end as f32 - start as f32) / f32::from(STRONGEST));
+    let value = if index < 15 {
+        start + step * f64::from(index)
+    } else {
+        f64::from(end as f32) - step * (f64::from(STRONGEST) - f64::from(index))
+    };
+    f64::from(value as f32)
+}

@@ -1,0 +1,350 @@
+//! Batches of a folder that does not fit into memory, decoded ahead of their use, and one type for both kinds of
+//! set.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use rayon::ThreadPool;
+use tch::{Device, Kind, Tensor};
+
+use crate::device::{Batch, Batches, DeviceSet};
+use crate::error::DataError;
+use crate::folder::{FolderOptions, PictureFile};
+use crate::load::{FolderIndex, pool, read_batch};
+
+/// A part of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// The training images, with those of `val` at their end.
+    Train,
+    /// The test images.
+    Test,
+}
+
+/// One part of a folder whose images are decoded each time they are asked for.
+///
+/// Its batches are those of a [`DeviceSet`] of the same part, in content and order, for any number of threads.
+#[derive(Debug)]
+pub struct StreamSet {
+    source: Arc<Source>,
+    device: Device,
+    prefetch: usize,
+}
+
+/// The files of the part, in the order of its images, with what they must decode to.
+#[derive(Debug)]
+struct Source {
+    root: PathBuf,
+    options: FolderOptions,
+    files: Vec<PictureFile>,
+    /// SHA-256 of each image's pixels.
+    digests: Vec<[u8; 32]>,
+    pool: ThreadPool,
+}
+
+impl FolderIndex {
+    /// The class of each image of a part.
+    pub fn labels(&self, part: Part) -> Vec<u16> {
+        self.order(part).iter().map(|&file| self.folder.files[file].label).collect()
+    }
+
+    /// A part's images, as indices of the folder's files.
+    fn order(&self, part: Part) -> &[usize] {
+        match part {
+            Part::Train => &self.arrangement.train,
+            Part::Test => &self.arrangement.test,
+        }
+    }
+
+    /// A part of the folder as batches on `device`, decoded on `threads` threads while the batches before them
+    /// are worked on: `prefetch` finished batches wait, and one more is in the making.
+    ///
+    /// # Errors
+    /// Without threads, or when they cannot be started.
+    pub fn stream(
+        &self,
+        part: Part,
+        device: Device,
+        threads: usize,
+        prefetch: usize,
+    ) -> Result<StreamSet, DataError> {
+        let order = self.order(part);
+        let source = Source {
+            root: self.folder.root.clone(),
+            options: self.folder.options,
+            files: order.iter().map(|&n| self.folder.files[n].clone()).collect(),
+            digests: order.iter().map(|&n| *self.outcomes[n].digest()).collect(),
+            pool: pool(threads)?,
+        };
+        Ok(StreamSet { source: Arc::new(source), device, prefetch })
+    }
+}
+
+impl Source {
+    /// The batch of these images, pinned where it is for a GPU.
+    fn read(&self, order: &[i64], device: Device, stop: &AtomicBool) -> Result<HostBatch, DataError> {
+        let files: Vec<&PictureFile> = order.iter().map(|&image| &self.files[image as usize]).collect();
+        let mut pixels = vec![0; files.len() * self.options.image_bytes()];
+        let results = read_batch(&self.pool, &self.root, &self.options, &files, &mut pixels, stop);
+        if stop.load(Ordering::Relaxed) {
+            return Err(DataError::Argument("the batches are no longer wanted".into()));
+        }
+        for (result, &image) in results.into_iter().zip(order) {
+            if result? != self.digests[image as usize] {
+                return Err(DataError::Picture {
+                    file: self.root.join(&self.files[image as usize].path),
+                    reason: "its pixels are no longer those it had when the folder was read first".into(),
+                });
+            }
+        }
+        let labels = files.iter().map(|file| file.label.into()).collect();
+        let batch = HostBatch::Plain { pixels, labels };
+        if !device.is_cuda() {
+            return Ok(batch);
+        }
+        let (images, labels) = batch.into_tensors(self.options.side)?;
+        Ok(HostBatch::Pinned { images: images.f_pin_memory(device)?, labels: labels.f_pin_memory(device)? })
+    }
+}
+
+/// A batch in main memory.
+#[derive(Debug)]
+enum HostBatch {
+    /// Made into tensors by whoever receives it: libtorch would start a second set of threads for the one that
+    /// decodes, next to those that train.
+    Plain { pixels: Vec<u8>, labels: Vec<i64> },
+    /// In memory that a GPU copies from without anybody waiting.
+    Pinned { images: Tensor, labels: Tensor },
+}
+
+impl HostBatch {
+    /// `[B, 3, S, S]` and `[B]`.
+    fn into_tensors(self, side: u32) -> Result<(Tensor, Tensor), DataError> {
+        match self {
+            Self::Pinned { images, labels } => Ok((images, labels)),
+            Self::Plain { pixels, labels } => {
+                let shape = [labels.len() as i64, 3, side.into(), side.into()];
+                Ok((Tensor::f_from_slice(&pixels)?.f_view(shape)?, Tensor::f_from_slice(&labels)?))
+            }
+        }
+    }
+}
+
+impl StreamSet {
+    /// The number of images.
+    pub fn len(&self) -> usize {
+        self.source.files.len()
+    }
+
+    /// `true` without images.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The device of the batches.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The images of `order` in batches of `batch_size`; the last one holds what is left.
+    ///
+    /// A batch is an error, and the last one, when one of its files cannot be decoded any more or has other
+    /// pixels than it had; the error names it. Dropping the iterator stops the decoding.
+    ///
+    /// # Errors
+    /// When the batch size is 0, an index is out of range or no thread can be started.
+    pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<StreamBatches, DataError> {
+        if batch_size == 0 {
+            return Err(DataError::Argument("the batch size must be at least 1, not 0".into()));
+        }
+        let n = self.len();
+        if let Some(index) =
+            order.iter().find(|&&index| usize::try_from(index).map_or(true, |index| index >= n))
+        {
+            return Err(DataError::Argument(format!("there is no image {index} in a set of {n}")));
+        }
+        let (sender, receiver) = sync_channel(self.prefetch);
+        let stop = Arc::new(AtomicBool::new(false));
+        let work = Work {
+            source: Arc::clone(&self.source),
+            order: order.to_vec(),
+            batch_size,
+            device: self.device,
+            stop: Arc::clone(&stop),
+        };
+        let thread = thread::Builder::new()
+            .name("prefetch".into())
+            .spawn(move || work.run(&sender))
+            .map_err(|error| DataError::Argument(format!("cannot start a thread: {error}")))?;
+        Ok(StreamBatches {
+            receiver: Some(receiver),
+            thread: Some(thread),
+            stop,
+            side: self.source.options.side,
+            device: self.device,
+            order: order.to_vec(),
+            batch_size,
+            start: 0,
+        })
+    }
+}
+
+/// What the thread behind an iterator does.
+struct Work {
+    source: Arc<Source>,
+    order: Vec<i64>,
+    batch_size: usize,
+    device: Device,
+    stop: Arc<AtomicBool>,
+}
+
+impl Work {
+    fn run(&self, sender: &SyncSender<Result<HostBatch, DataError>>) {
+        for images in self.order.chunks(self.batch_size) {
+            let batch = self.source.read(images, self.device, &self.stop);
+            let is_last = batch.is_err();
+            // Nobody receives once the iterator is dropped.
+            if sender.send(batch).is_err() || is_last {
+                return;
+            }
+        }
+    }
+}
+
+/// The batches of one pass over a [`StreamSet`]; see [`StreamSet::batches`].
+#[derive(Debug)]
+pub struct StreamBatches {
+    /// Always there until the iterator is dropped.
+    receiver: Option<Receiver<Result<HostBatch, DataError>>>,
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    side: u32,
+    device: Device,
+    order: Vec<i64>,
+    batch_size: usize,
+    start: usize,
+}
+
+impl StreamBatches {
+    fn receive(&self, len: usize) -> Result<Batch, DataError> {
+        let received = self.receiver.as_ref().and_then(|receiver| receiver.recv().ok());
+        let Some(batch) = received else {
+            return Err(DataError::Argument("the thread that decodes pictures ended early".into()));
+        };
+        let (images, labels) = batch?.into_tensors(self.side)?;
+        let upload = |tensor: &Tensor, kind| tensor.f_to_device_(self.device, kind, true, false);
+        Ok(Batch {
+            images: upload(&images, Kind::Uint8)?,
+            labels: upload(&labels, Kind::Int64)?,
+            indices: self.order[self.start..self.start + len].to_vec(),
+            start: self.start,
+            number: (self.start / self.batch_size) as u64,
+        })
+    }
+}
+
+impl Iterator for StreamBatches {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let len = self.batch_size.min(self.order.len() - self.start);
+        if len == 0 {
+            return None;
+        }
+        let batch = self.receive(len);
+        self.start = if batch.is_ok() { self.start + len } else { self.order.len() };
+        Some(batch)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = (self.order.len() - self.start).div_ceil(self.batch_size);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for StreamBatches {}
+
+impl Drop for StreamBatches {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.receiver = None; // wakes a thread that waits for room
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // a panic there ended the batches early, which `receive` reported
+        }
+    }
+}
+
+/// Images and labels to train or evaluate on, wherever they are kept.
+#[derive(Debug)]
+pub enum ImageSet {
+    /// All on the device.
+    Resident(DeviceSet),
+    /// Decoded batch by batch.
+    Streamed(StreamSet),
+}
+
+impl ImageSet {
+    /// The number of images.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Resident(set) => set.len(),
+            Self::Streamed(set) => set.len(),
+        }
+    }
+
+    /// `true` without images.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The device of the batches.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Resident(set) => set.images.device(),
+            Self::Streamed(set) => set.device(),
+        }
+    }
+
+    /// The images of `order` in batches of `batch_size`; the last one holds what is left.
+    ///
+    /// # Errors
+    /// Those of [`DeviceSet::batches`] and [`StreamSet::batches`].
+    pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<ImageBatches<'_>, DataError> {
+        Ok(match self {
+            Self::Resident(set) => ImageBatches::Resident(set.batches(order, batch_size)?),
+            Self::Streamed(set) => ImageBatches::Streamed(set.batches(order, batch_size)?),
+        })
+    }
+}
+
+/// The batches of one pass over an [`ImageSet`].
+#[derive(Debug)]
+pub enum ImageBatches<'a> {
+    /// Cut out of a [`DeviceSet`].
+    Resident(Batches<'a>),
+    /// Received from a [`StreamSet`].
+    Streamed(StreamBatches),
+}
+
+impl Iterator for ImageBatches<'_> {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Resident(batches) => batches.next(),
+            Self::Streamed(batches) => batches.next(),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        match self {
+            Self::Resident(batches) => batches.size_hint(),
+            Self::Streamed(batches) => batches.size_hint(),
+        }
+    }
+}
+
+impl ExactSizeIterator for ImageBatches<'_> {}
