@@ -325,7 +325,7 @@ cpu_minutes = 1.5
         let path = root.path().join("recipes/quick/b.toml");
         fs::write(&path, RECIPE.replace("hflip = 0.0", "hflip = true")).unwrap();
         let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
-        assert!(error.contains("quick/b.toml: line 7: ") && !error.contains('\n'), "{error}");
+        assert!(error.contains("quick/b.toml: line 10: ") && !error.contains('\n'), "{error}");
         fs::write(&path, RECIPE.replace("epochs = 1", "epochs = 0")).unwrap();
         let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
         assert!(error.contains("quick/b.toml: train.epochs = 0"), "{error}");
