@@ -59,15 +59,7 @@ impl DeviceSet {
     /// # Errors
     /// When the batch size is 0 or an index is out of range.
     pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<Batches<'_>, DataError> {
-        if batch_size == 0 {
-            return Err(DataError::Argument("the batch size must be at least 1, not 0".into()));
-        }
-        let n = self.len();
-        if let Some(index) =
-            order.iter().find(|&&index| usize::try_from(index).map_or(true, |index| index >= n))
-        {
-            return Err(DataError::Argument(format!("there is no image {index} in a set of {n}")));
-        }
+        check_order(order, batch_size, self.len())?;
         let device = self.images.device();
         Ok(Batches {
             set: self,
@@ -76,6 +68,18 @@ impl DeviceSet {
             batch_size,
             number: 0,
         })
+    }
+}
+
+/// Whether the images of an order can be had in batches of a size.
+pub(crate) fn check_order(order: &[i64], batch_size: usize, n: usize) -> Result<(), DataError> {
+    if batch_size == 0 {
+        return Err(DataError::Argument("the batch size must be at least 1, not 0".into()));
+    }
+    let is_there = |index: &&i64| usize::try_from(**index).is_ok_and(|index| index < n);
+    match order.iter().find(|index| !is_there(index)) {
+        Some(index) => Err(DataError::Argument(format!("there is no image {index} in a set of {n}"))),
+        None => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use rayon::ThreadPool;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::{Batch, Batches, DeviceSet};
+use crate::device::{Batch, Batches, DeviceSet, check_order};
 use crate::error::DataError;
 use crate::folder::{FolderOptions, PictureFile};
 use crate::load::{FolderIndex, pool, read_batch};
@@ -157,15 +157,7 @@ impl StreamSet {
     /// # Errors
     /// When the batch size is 0, an index is out of range or no thread can be started.
     pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<StreamBatches, DataError> {
-        if batch_size == 0 {
-            return Err(DataError::Argument("the batch size must be at least 1, not 0".into()));
-        }
-        let n = self.len();
-        if let Some(index) =
-            order.iter().find(|&&index| usize::try_from(index).map_or(true, |index| index >= n))
-        {
-            return Err(DataError::Argument(format!("there is no image {index} in a set of {n}")));
-        }
+        check_order(order, batch_size, self.len())?;
         let (sender, receiver) = sync_channel(self.prefetch);
         let stop = Arc::new(AtomicBool::new(false));
         let work = Work {

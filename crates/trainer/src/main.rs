@@ -316,9 +316,7 @@ fn run_inspect(args: &InspectArgs) -> Result<(), Error> {
         run_record::write_atomically(output, &sheet).map_err(Error::io(output))?;
     }
     if args.json {
-        let json = serde_json::to_string_pretty(&summary)
-            .map_err(|error| Error::Training(format!("the summary cannot be written as JSON: {error}")))?;
-        say(&json);
+        say_json(&summary)?;
     } else {
         say(&summary.to_text());
     }
@@ -395,12 +393,18 @@ impl NetworkArgs {
 fn run_summary(args: &SummaryArgs) -> Result<(), Error> {
     let summary = summary::summarize(&args.network.architecture()?)?;
     if args.json {
-        let json = serde_json::to_string_pretty(&summary)
-            .map_err(|error| Error::Training(format!("the summary cannot be written as JSON: {error}")))?;
-        say(&json);
+        say_json(&summary)?;
     } else {
         say(&summary.to_text());
     }
+    Ok(())
+}
+
+/// Prints a value as JSON.
+fn say_json(value: &impl serde::Serialize) -> Result<(), Error> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::Training(format!("the answer cannot be written as JSON: {error}")))?;
+    say(&json);
     Ok(())
 }
 
@@ -436,9 +440,7 @@ fn run_list(args: &ListArgs) -> Result<(), Error> {
         )));
     }
     if args.json {
-        let json = serde_json::to_string_pretty(&variants)
-            .map_err(|error| Error::Training(format!("the list cannot be written as JSON: {error}")))?;
-        say(&json);
+        say_json(&variants)?;
         return Ok(());
     }
     say(&format!(
