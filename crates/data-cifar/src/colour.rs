@@ -178,10 +178,10 @@ pub(crate) fn hue(images: &Tensor, shifts: &[u8]) -> Result<(), DataError> {
     let hue = hue.f_add(&shifts)?.f_to_kind(Kind::Int64)?.f_view([-1])?; // bytes wrap around
     let (parts, falling): (Vec<f64>, Vec<bool>) = (0..256).flat_map(hue_parts).unzip();
     let of_hue = |table: Tensor| -> Result<Tensor, DataError> {
-        let rows = table.f_to_device(device)?.f_view([256, 3])?.f_index_select(0, &hue)?;
+        let rows = table.f_view([256, 3])?.f_index_select(0, &hue)?;
         Ok(rows.f_view([n, height, width, 3])?.f_permute([0, 3, 1, 2])?)
     };
-    let (part, falling) = (of_hue(Tensor::f_from_slice(&parts)?)?, of_hue(Tensor::f_from_slice(&falling)?)?);
+    let (part, falling) = (of_hue(upload(&parts, device)?)?, of_hue(upload(&falling, device)?)?);
     let saturation = float(&saturation.f_to_kind(Kind::Double)?.f_div(&divisor(255.0)?)?)?;
     let missing = saturation.f_mul(&part)?;
     let missing = float(&missing)?.f_where_self(&falling, &missing)?;

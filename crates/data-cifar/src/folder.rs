@@ -12,7 +12,7 @@ use crate::error::DataError;
 use crate::fit::{CropMode, check};
 use crate::host::hex;
 use crate::ops::Filter;
-use crate::rng::{below, keyed_rng};
+use crate::rng::{keyed_rng, shuffle};
 
 /// In any mixture of upper and lower case.
 const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
@@ -314,9 +314,7 @@ fn stratified(files: &[usize], labels: &[u16]) -> Vec<usize> {
     let mut placed = Vec::with_capacity(files.len());
     for (class, mut members) in classes {
         let mut rng = keyed_rng(0, "folder", class.into(), 0);
-        for last in (1..members.len()).rev() {
-            members.swap(last, below(&mut rng, last as u64 + 1) as usize);
-        }
+        shuffle(&mut rng, &mut members);
         let count = members.len() as u64;
         placed.extend(members.into_iter().zip(0u64..).map(|(file, rank)| (2 * rank + 1, count, class, file)));
     }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod cifar;
+mod class_names;
 mod colour;
 mod decode;
 mod device;

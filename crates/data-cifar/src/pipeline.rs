@@ -112,7 +112,9 @@ impl Pipeline {
     /// When the images are not bytes of that shape, or a parameter is out of its range.
     pub fn augmented(&self, batch: &Batch, draw: Draw) -> Result<Tensor, DataError> {
         let Augmentation { cut, policy, policy_first, color_jitter, hflip, .. } = &self.augmentation;
-        let (hflip, is_mirrored) = (*hflip, matches!(cut, Some(Cut::Resized(_))));
+        // RandomResizedCrop mirrors left to right on the way: nothing comes in between, and there it costs nothing.
+        let (at_cut, later) =
+            if matches!(cut, Some(Cut::Resized(_))) { (*hflip, 0.0) } else { (0.0, *hflip) };
         let keys = Keys { draw, batch };
         let final_size = (self.image_size, self.image_size);
         let mut bytes = batch.images.shallow_clone();
@@ -124,8 +126,7 @@ impl Pipeline {
             Some(Cut::Resized(resized)) => {
                 let draws = keys.each("resized crop", |rng| resized.draw(rng, height, width));
                 let (boxes, filters): (Vec<_>, Vec<_>) = draws.into_iter().unzip();
-                // Nothing comes between this and mirroring left to right, which costs nothing here.
-                let mirrored = keys.each("flip", |rng| chance(rng, hflip));
+                let mirrored = keys.each("flip", |rng| chance(rng, at_cut));
                 bytes = mirrored_resized_crop(&bytes, &boxes, &filters, &mirrored, final_size)?;
             }
             Some(Cut::Padded(padding)) => {
@@ -143,7 +144,7 @@ impl Pipeline {
         }
         let changes_colour = color_jitter.is_some() || (policy.is_some() && !policy_first);
         if changes_colour {
-            bytes = self.mirrored(&bytes, &keys, is_mirrored)?;
+            bytes = self.mirrored(&bytes, &keys, later)?;
             if let (Some(policy), false) = (policy, policy_first) {
                 bytes = self.policy(&bytes, policy, &keys)?;
             }
@@ -165,7 +166,7 @@ impl Pipeline {
             };
         }
         if !changes_colour {
-            floats = self.mirrored(&floats, &keys, is_mirrored)?;
+            floats = self.mirrored(&floats, &keys, later)?;
         }
         self.warped_and_erased(floats, &keys)
     }
@@ -175,7 +176,7 @@ impl Pipeline {
     /// Several small batches are augmented at once, which takes less time and gives the same images.
     ///
     /// # Errors
-    /// Those of [`ImageSet::batches`].
+    /// Those of [`ImageSet::batches`], or an augmentation with numbers out of range.
     pub fn epoch<'a>(
         &'a self,
         set: &'a ImageSet,
@@ -183,6 +184,11 @@ impl Pipeline {
         batch_size: usize,
         draw: Draw,
     ) -> Result<Epoch<'a>, DataError> {
+        match &self.augmentation.cut {
+            Some(Cut::Resized(resized)) => resized.validate()?,
+            Some(Cut::Enlarged { .. } | Cut::Padded(_)) | None => {}
+        }
+        self.augmentation.erasing.as_ref().map_or(Ok(()), RandomErasing::validate)?;
         let pixels = batch_size.max(1) * (self.image_size * self.image_size).max(1) as usize;
         let at_once = match self.augmentation.cut {
             // Drawn for each batch.
@@ -221,12 +227,10 @@ impl Pipeline {
         layers(bytes, &keys.each("policy", ops))
     }
 
-    /// Mirrored as drawn; left to right not if that was done already.
-    fn mirrored(&self, images: &Tensor, keys: &Keys, left_to_right_done: bool) -> Result<Tensor, DataError> {
+    /// Mirrored left to right with probability `hflip`, and top to bottom.
+    fn mirrored(&self, images: &Tensor, keys: &Keys, hflip: f64) -> Result<Tensor, DataError> {
         let mut images = images.shallow_clone();
-        let Augmentation { hflip, vflip, .. } = self.augmentation;
-        let hflip = if left_to_right_done { 0.0 } else { hflip };
-        for (purpose, p, dimension) in [("flip", hflip, 3), ("vertical flip", vflip, 2)] {
+        for (purpose, p, dimension) in [("flip", hflip, 3), ("vertical flip", self.augmentation.vflip, 2)] {
             if p > 0.0 {
                 let mask = keys.each(purpose, |rng| chance(rng, p));
                 images = flip(&images, &upload(&mask, images.device())?, dimension)?;
@@ -236,7 +240,7 @@ impl Pipeline {
     }
 }
 
-/// As many pixels as fit into a processor's cache a few times: half a million, 512 images of 32×32.
+/// Enough work for the time that starting an operation takes: a million pixels, 1,024 images of 32×32.
 const PIXELS_AT_ONCE: usize = 1 << 20;
 
 /// The augmented batches of an epoch; see [`Pipeline::epoch`].

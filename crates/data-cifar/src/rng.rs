@@ -26,14 +26,19 @@ pub fn keyed_seed(seed: u64, purpose: &str, epoch: u64, step: u64) -> i64 {
     keyed_rng(seed, purpose, epoch, step).next_u64().cast_signed()
 }
 
-/// The images of `range`, shuffled for one epoch: every index of the range once (Fisher–Yates).
+/// The images of `range`, shuffled for one epoch: every index of the range once.
 pub fn permutation(seed: u64, epoch: u64, range: Range<usize>) -> Vec<i64> {
     let mut rng = keyed_rng(seed, "order", epoch, 0);
     let mut order: Vec<i64> = range.map(|index| index as i64).collect();
-    for last in (1..order.len()).rev() {
-        order.swap(last, below(&mut rng, last as u64 + 1) as usize);
-    }
+    shuffle(&mut rng, &mut order);
     order
+}
+
+/// All orders equally likely (Fisher–Yates).
+pub(crate) fn shuffle<T>(rng: &mut ChaCha8Rng, items: &mut [T]) {
+    for last in (1..items.len()).rev() {
+        items.swap(last, below(rng, last as u64 + 1) as usize);
+    }
 }
 
 /// A number uniform on `range`, with 24 bits.

@@ -10,17 +10,20 @@
 //! This crate knows nothing of tensors, so whatever only reads results builds in seconds.
 
 mod augment;
+mod data;
 mod disk;
 mod recipe;
 mod record;
 mod words;
 
 pub use augment::{AugmentRecipe, CropOffset, EraseMode, MixMode, TrainInterpolation};
+pub use data::{
+    CropMode, DataRecipe, DatasetName, FolderRecipe, Interpolation, Normalize, OnError, ValidationFrom,
+};
 pub use disk::{cache_dir, remove_partial_files, write_atomically};
 pub use recipe::{
-    CropMode, DataRecipe, DatasetName, Estimate, FieldValue, FolderRecipe, InitialWeights, Interpolation,
-    ModelChoice, Normalize, OnError, OptimizerName, OptimizerRecipe, Recipe, RecipeError, Reference,
-    Schedule, Select, TrainRecipe, ValidationFrom,
+    Estimate, FieldValue, InitialWeights, ModelChoice, OptimizerName, OptimizerRecipe, Recipe, RecipeError,
+    Reference, Schedule, Select, TrainRecipe,
 };
 pub use record::{EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};
 pub use words::{complaint, duration};

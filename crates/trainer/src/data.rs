@@ -11,6 +11,7 @@ use data_cifar::{
 use run_record::{DataRecipe, DatasetName, FolderRecipe, Normalize, Recipe, ValidationFrom};
 use tch::{Device, Kind};
 
+use crate::presentation::filter;
 use crate::{Error, environment};
 
 /// Decoded batches that wait for the network.
@@ -207,7 +208,7 @@ fn folder(
 }
 
 fn folder_options(recipe: &FolderRecipe) -> FolderOptions {
-    use data_cifar::{CropMode, Filter, OnError};
+    use data_cifar::{CropMode, OnError};
     FolderOptions {
         side: recipe.stored_size,
         crop_mode: match recipe.crop_mode {
@@ -215,10 +216,7 @@ fn folder_options(recipe: &FolderRecipe) -> FolderOptions {
             run_record::CropMode::Squash => CropMode::Squash,
             run_record::CropMode::Border => CropMode::Border { fill: [0; 3] },
         },
-        filter: match recipe.interpolation {
-            run_record::Interpolation::Bilinear => Filter::Bilinear,
-            run_record::Interpolation::Bicubic => Filter::Bicubic,
-        },
+        filter: filter(recipe.interpolation),
         on_error: match recipe.on_error {
             run_record::OnError::Skip => OnError::Skip,
             run_record::OnError::Fail => OnError::Fail,

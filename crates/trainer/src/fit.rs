@@ -47,7 +47,9 @@ pub fn fit(
     let Job { recipe, seed, network, .. } = *job;
     let smoothing = recipe.train.label_smoothing;
     let mut optimizer = Optimizer::new(job.vs, &recipe.optimizer)?;
-    let lr = LearningRate::new(recipe, job.train.range.len());
+    // Repetition rounds an epoch's length down, and the schedule with it.
+    let epoch_len = repeated(&job.train.indices(), job.presentation.repeats).len();
+    let lr = LearningRate::new(recipe, epoch_len);
     let mut updates = 0;
     let mut history: Vec<EpochStats> = Vec::new();
     let mut best_top1 = f64::NEG_INFINITY;

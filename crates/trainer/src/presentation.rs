@@ -1,10 +1,10 @@
 //! How a recipe's images are shown to a network: the recipe's words turned into a pipeline.
 
 use data_cifar::{
-    Augmentation, Augmented, ChannelStats, ColorJitter, Cut, Draw, Filter, ImageSet, Interpolation, Mix,
-    Normalizer, Pipeline, Policy, RandomErasing, RandomResizedCrop,
+    Augmentation, Augmented, ChannelStats, ColorJitter, Cut, Draw, Filter, ImageSet, Mix, Normalizer,
+    Pipeline, Policy, RandomErasing, RandomResizedCrop,
 };
-use run_record::{AugmentRecipe, CropOffset, EraseMode, MixMode, Recipe, TrainInterpolation};
+use run_record::{AugmentRecipe, CropOffset, EraseMode, Interpolation, MixMode, Recipe, TrainInterpolation};
 use tch::{Device, Tensor};
 
 use crate::Error;
@@ -54,15 +54,12 @@ impl Presentation {
             pipeline: Pipeline {
                 normalizer: Normalizer::new(stats, device)?,
                 image_size: data.image_size,
-                interpolation: data.interpolation.map(|interpolation| match interpolation {
-                    run_record::Interpolation::Bilinear => Filter::Bilinear,
-                    run_record::Interpolation::Bicubic => Filter::Bicubic,
-                }),
+                interpolation: data.interpolation.map(filter),
                 crop_pct: data.crop_pct.unwrap_or(1.0),
                 augmentation: augmentation(augment)?,
                 fill: stats.mean.map(|mean| mean.round().clamp(0.0, 255.0) as u8),
             },
-            mix: mix(augment),
+            mix: mix(augment)?,
             mix_until: if off == 0 { u64::MAX } else { off.into() },
             num_classes,
             label_smoothing: train.label_smoothing,
@@ -109,6 +106,14 @@ impl Presentation {
     }
 }
 
+/// PIL's filter of a name.
+pub fn filter(interpolation: Interpolation) -> Filter {
+    match interpolation {
+        Interpolation::Bilinear => Filter::Bilinear,
+        Interpolation::Bicubic => Filter::Bicubic,
+    }
+}
+
 fn augmentation(recipe: &AugmentRecipe) -> Result<Augmentation, Error> {
     let cut = match (recipe.crop_from, recipe.padding, recipe.scale) {
         (Some(from), ..) => {
@@ -118,9 +123,9 @@ fn augmentation(recipe: &AugmentRecipe) -> Result<Augmentation, Error> {
         (_, _, Some(scale)) => {
             let [narrow, wide] = recipe.ratio.unwrap_or([1.0; 2]);
             let interpolation = match recipe.train_interpolation {
-                Some(TrainInterpolation::Bilinear) | None => Interpolation::Bilinear,
-                Some(TrainInterpolation::Bicubic) => Interpolation::Bicubic,
-                Some(TrainInterpolation::Random) => Interpolation::Random,
+                Some(TrainInterpolation::Bilinear) | None => data_cifar::Interpolation::Bilinear,
+                Some(TrainInterpolation::Bicubic) => data_cifar::Interpolation::Bicubic,
+                Some(TrainInterpolation::Random) => data_cifar::Interpolation::Random,
             };
             let ratio = (narrow, wide);
             Some(Cut::Resized(RandomResizedCrop { scale: scale.into(), ratio, interpolation }))
@@ -148,9 +153,9 @@ fn augmentation(recipe: &AugmentRecipe) -> Result<Augmentation, Error> {
     })
 }
 
-fn mix(recipe: &AugmentRecipe) -> Option<Mix> {
-    let (mixup, cutmix) = (recipe.mixup?, recipe.cutmix?);
-    Some(Mix {
+fn mix(recipe: &AugmentRecipe) -> Result<Option<Mix>, Error> {
+    let (Some(mixup), Some(cutmix)) = (recipe.mixup, recipe.cutmix) else { return Ok(None) };
+    let mix = Mix {
         mixup,
         cutmix,
         cutmix_minmax: recipe.cutmix_minmax.map(Into::into),
@@ -161,7 +166,9 @@ fn mix(recipe: &AugmentRecipe) -> Option<Mix> {
             Some(MixMode::Pair) => data_cifar::MixMode::Pair,
             Some(MixMode::Elem) => data_cifar::MixMode::Elem,
         },
-    })
+    };
+    mix.validate()?;
+    Ok(Some(mix))
 }
 
 /// The same images, channels last in memory: a convolution passes that order on, and libtorch's CPU
