@@ -240,16 +240,16 @@ fn layer_scale_weighs_both_branches_of_every_block() {
     set(&scaled_vs, "gamma1", 1.0);
     assert!(difference() > 1e-4);
     set(&scaled_vs, "gamma2", 1.0);
-    assert!(difference() < 1e-6, "{}", difference());
+    assert!(difference() < 1e-5, "{}", difference());
     // Factors of zero leave the residual alone, as branches that give nothing do.
     set(&scaled_vs, "gamma1", 0.0);
     set(&plain_vs, "attn.proj.weight", 0.0);
     set(&plain_vs, "attn.proj.bias", 0.0);
-    assert!(difference() < 1e-6, "{}", difference());
+    assert!(difference() < 1e-5, "{}", difference());
     set(&scaled_vs, "gamma2", 0.0);
     set(&plain_vs, "mlp.fc2.weight", 0.0);
     set(&plain_vs, "mlp.fc2.bias", 0.0);
-    assert!(difference() < 1e-6, "{}", difference());
+    assert!(difference() < 1e-5, "{}", difference());
 }
 
 #[test]

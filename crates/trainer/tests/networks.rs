@@ -72,8 +72,8 @@ fn forward_writes_what_the_library_computes() {
     let (logits, maps) =
         tch::no_grad(|| (network.forward_t(&images, false), network.attention_maps(&images)));
     let read = |name| read_tensor(&output, name).expect("it is there");
-    assert!((read("logits") - logits).abs().max().double_value(&[]) < 1e-6);
-    assert!((read("attention") - maps.expect("there is attention")).abs().max().double_value(&[]) < 1e-6);
+    assert!((read("logits") - logits).abs().max().double_value(&[]) < 1e-5);
+    assert!((read("attention") - maps.expect("there is attention")).abs().max().double_value(&[]) < 1e-5);
     assert_eq!(read("features").size(), [3, 64]);
     assert!(read_tensor(&output, "input").is_err());
 }
