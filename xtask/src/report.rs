@@ -202,6 +202,7 @@ pub(crate) mod tests {
             trainer_version: "0.1.0".into(),
             cpu: String::new(),
             skipped_files: 0,
+            resumed_from: Vec::new(),
         }
     }
 

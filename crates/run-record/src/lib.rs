@@ -12,6 +12,7 @@
 mod augment;
 mod data;
 mod disk;
+mod optim;
 mod recipe;
 mod record;
 mod words;
@@ -21,9 +22,12 @@ pub use data::{
     CropMode, DataRecipe, DatasetName, FolderRecipe, Interpolation, Normalize, OnError, ValidationFrom,
 };
 pub use disk::{cache_dir, remove_partial_files, write_atomically};
+pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerName, OptimizerRecipe, RollbackRecipe, Schedule};
 pub use recipe::{
-    Estimate, FieldValue, InitialWeights, ModelChoice, OptimizerName, OptimizerRecipe, Recipe, RecipeError,
-    Reference, Schedule, Select, TrainRecipe,
+    Estimate, FieldValue, InitialWeights, Loss, ModelChoice, Recipe, RecipeError, Reference, Select,
+    TrainRecipe,
 };
-pub use record::{EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING};
+pub use record::{
+    EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, STATUS_STOPPED,
+};
 pub use words::{complaint, duration};

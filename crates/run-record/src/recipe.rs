@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentRecipe;
 use crate::data::{DataRecipe, DatasetName, FolderRecipe};
+use crate::optim::{EmaRecipe, OptimizerRecipe, RollbackRecipe, Schedule};
 
 /// One training run, complete: two runs of one recipe with one seed differ only in time and place.
 ///
@@ -64,6 +65,12 @@ pub struct Recipe {
     pub optimizer: OptimizerRecipe,
     /// How the learning rate moves.
     pub schedule: Schedule,
+    /// A running average of the weights, if one is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<EmaRecipe>,
+    /// What to do when the loss is no longer a number, if not to stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackRecipe>,
     /// The weights training starts from, if not fresh draws.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_weights: Option<InitialWeights>,
@@ -144,10 +151,39 @@ pub struct TrainRecipe {
     pub epochs: u32,
     /// Images per step; the last batch of an epoch holds what is left.
     pub batch_size: usize,
-    /// Cross-entropy target: (1 − s)·onehot + s/K.
+    /// Target: (1 − s)·onehot + s/K.
     pub label_smoothing: f64,
     /// Which epoch's weights are kept and tested.
     pub select: Select,
+    /// The loss, if not cross-entropy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Loss>,
+    /// Binary cross-entropy: add the classes up instead of taking their mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bce_sum: Option<bool>,
+    /// Binary cross-entropy: targets above this become 1, the others 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bce_target_thresh: Option<f64>,
+    /// Parts a batch is passed through the network in, one after the other. The update is that of the whole
+    /// batch; it takes less memory and more time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulate: Option<usize>,
+    /// The largest 2-norm of all gradients together; longer ones are scaled to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_grad: Option<f64>,
+    /// Epochs without a better validation top-1 after which the run ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
+}
+
+/// What training makes small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Cross-entropy of the softmax.
+    CrossEntropy,
+    /// Binary cross-entropy of each class's sigmoid (Wightman et al., arXiv:2110.00476).
+    Bce,
 }
 
 /// Which epoch's weights a run keeps and tests.
@@ -168,50 +204,6 @@ impl Select {
             Self::Last => "last.safetensors",
         }
     }
-}
-
-/// How the learning rate moves over a run; every schedule multiplies `optimizer.lr`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Schedule {
-    /// By 1.
-    Constant {},
-    /// From 0 to 1 in a line, then to 0 along half a cosine. The run counts as
-    /// ⌊images / batch size · epochs⌋ steps, as in the published PatchConvNet tutorial; steps beyond,
-    /// which incomplete last batches add, are at 0.
-    WarmupCosine {
-        /// Share of the run's steps that warm up.
-        warmup: f64,
-    },
-}
-
-/// The optimisers a recipe may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerName {
-    /// Adam with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101).
-    AdamW,
-}
-
-/// The optimiser and its constants.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OptimizerRecipe {
-    /// Which optimiser.
-    pub name: OptimizerName,
-    /// Learning rate, which the schedule multiplies.
-    pub lr: f64,
-    /// Decay of the running mean of gradients.
-    pub beta1: f64,
-    /// Decay of the running mean of squared gradients.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Weight decay λ, applied to every trainable tensor.
-    pub weight_decay: f64,
-    /// `true`: a step shrinks weights by lr·λ (PyTorch, Keras 3). `false`: by λ alone, as
-    /// TensorFlow Addons' AdamW does, with which some of the published numbers were made.
-    pub scale_decay_by_lr: bool,
 }
 
 /// Weights to start from. A head for another number of classes is drawn anew, and a position embedding
@@ -292,16 +284,39 @@ impl Recipe {
         check("train.batch_size", train.batch_size, (1..=65_536).contains(&train.batch_size), "1 to 65536")?;
         let smoothing = train.label_smoothing;
         check("train.label_smoothing", smoothing, fraction(smoothing), "0 or more, below 1")?;
-        let lr = optimizer.lr;
-        check("optimizer.lr", lr, lr.is_finite() && lr > 0.0, "a finite number above 0")?;
-        check("optimizer.beta1", optimizer.beta1, fraction(optimizer.beta1), "0 or more, below 1")?;
-        check("optimizer.beta2", optimizer.beta2, fraction(optimizer.beta2), "0 or more, below 1")?;
-        let eps = optimizer.eps;
-        check("optimizer.eps", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
-        let decay = optimizer.weight_decay;
-        check("optimizer.weight_decay", decay, non_negative(decay), "a finite number, 0 or more")?;
-        if let Schedule::WarmupCosine { warmup } = self.schedule {
-            check("schedule.warmup", warmup, fraction(warmup), "0 or more, below 1")?;
+        let bce = train.loss == Some(Loss::Bce);
+        if let Some(threshold) = train.bce_target_thresh {
+            check("train.bce_target_thresh", threshold, fraction(threshold), "0 or more, below 1")?;
+        }
+        for (field, given) in [
+            ("train.bce_sum", train.bce_sum.is_some()),
+            ("train.bce_target_thresh", train.bce_target_thresh.is_some()),
+        ] {
+            check(field, "(given)", bce || !given, "it is for train.loss = \"bce\" only")?;
+        }
+        if let Some(parts) = train.accumulate {
+            check(
+                "train.accumulate",
+                parts,
+                (1..=train.batch_size).contains(&parts),
+                "1 to train.batch_size",
+            )?;
+        }
+        if let Some(norm) = train.clip_grad {
+            check("train.clip_grad", norm, norm.is_finite() && norm > 0.0, "a finite number above 0")?;
+        }
+        if let Some(epochs) = train.patience {
+            check("train.patience", epochs, epochs > 0, "1 or more")?;
+        }
+        optimizer.validate()?;
+        self.schedule.validate(train.epochs)?;
+        if let Some(EmaRecipe { decay, .. }) = self.ema {
+            check("ema.decay", decay, fraction(decay), "0 or more, below 1")?;
+        }
+        if let Some(RollbackRecipe { times, lr_factor }) = self.rollback {
+            check("rollback.times", times, times > 0, "1 or more")?;
+            let holds = lr_factor > 0.0 && lr_factor <= 1.0;
+            check("rollback.lr_factor", lr_factor, holds, "above 0, at most 1")?;
         }
         if let Some(InitialWeights { sha256, .. }) = &self.initial_weights {
             let digits = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');

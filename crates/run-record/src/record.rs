@@ -3,13 +3,16 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the `record.json` layout; a reader refuses a newer one.
-pub const RECORD_FORMAT: u32 = 2;
+pub const RECORD_FORMAT: u32 = 3;
 
 /// [`ResultRow::status`] of a run that reached its last epoch and was tested.
 pub const STATUS_COMPLETE: &str = "complete";
 
 /// [`ResultRow::status`] while a run trains, and for good if it was killed.
 pub const STATUS_RUNNING: &str = "running";
+
+/// [`ResultRow::status`] of a run that was asked to stop, and can go on.
+pub const STATUS_STOPPED: &str = "stopped";
 
 /// One row of `history.csv`.
 ///
@@ -31,12 +34,25 @@ pub struct EpochStats {
     pub val_top1: f64,
     /// Validation top-5 accuracy after the epoch; 0 to 1.
     pub val_top5: f64,
+    /// Validation loss of the averaged weights, where there are any.
+    pub ema_val_loss: Option<f64>,
+    /// Their validation top-1 accuracy.
+    pub ema_val_top1: Option<f64>,
+    /// Their validation top-5 accuracy.
+    pub ema_val_top5: Option<f64>,
     /// Training images per second of training time.
     pub images_per_second: f64,
     /// Wall-clock seconds of training in this epoch.
     pub train_seconds: f64,
     /// Wall-clock seconds of validation in this epoch.
     pub val_seconds: f64,
+}
+
+impl EpochStats {
+    /// Validation top-1 of the weights a run would keep after this epoch: the averaged ones where there are any.
+    pub fn kept_top1(&self) -> f64 {
+        self.ema_val_top1.unwrap_or(self.val_top1)
+    }
 }
 
 /// One row of `results.csv`; the order of the fields is the order of the columns.
@@ -89,7 +105,7 @@ pub struct ResultRow {
     pub peak_memory_mb: Option<f64>,
     /// `cpu` or `cuda:N`.
     pub device: String,
-    /// Arithmetic of the network: `f32`.
+    /// Arithmetic of the network: `f32` or `bf16`.
     pub precision: String,
     /// CPU threads libtorch used.
     pub threads: i32,
@@ -103,7 +119,7 @@ pub struct ResultRow {
     pub git_commit: String,
     /// Start of the run, RFC 3339 in UTC.
     pub started_at: String,
-    /// `complete`, `running`, or `failed: …`.
+    /// `complete`, `running`, `stopped`, or `failed: …`.
     pub status: String,
 }
 
@@ -162,6 +178,9 @@ pub struct RunRecord {
     /// Files of an image folder that were left out, being no images or damaged. (Not in format 1.)
     #[serde(default)]
     pub skipped_files: usize,
+    /// The checkpoints the run went on from, in order; none for a run in one piece. (Not before format 3.)
+    #[serde(default)]
+    pub resumed_from: Vec<String>,
 }
 
 impl RunRecord {
@@ -242,14 +261,16 @@ mod tests {
             trainer_version: "0.1.0".into(),
             cpu: "a processor".into(),
             skipped_files: 3,
+            resumed_from: vec!["epoch-0002".into()],
         };
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(RunRecord::parse(&text).unwrap(), record);
         let spoiled = text.replacen("\"format\"", "\"formats\"", 1);
         assert!(RunRecord::parse(&spoiled).unwrap_err().contains("formats"));
-        let older = text.replacen("\"format\":2", "\"format\":1", 1).replacen(",\"skipped_files\":3", "", 1);
+        let older = text.replacen("\"format\":3", "\"format\":1", 1);
+        let older = older.replacen(",\"skipped_files\":3,\"resumed_from\":[\"epoch-0002\"]", "", 1);
         assert_eq!(RunRecord::parse(&older).map(|record| record.skipped_files), Ok(0));
-        let newer = text.replacen("\"format\":2", "\"format\":3,\"another\":3", 1);
-        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 3 is newer"));
+        let newer = text.replacen("\"format\":3", "\"format\":4,\"another\":3", 1);
+        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 4 is newer"));
     }
 }

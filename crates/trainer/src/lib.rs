@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod checkpoint;
 pub mod contact_sheet;
 pub mod data;
 pub mod environment;
@@ -15,6 +16,7 @@ pub mod registry;
 pub mod run_dir;
 pub mod schedule;
 pub mod summary;
+pub mod tensorboard;
 pub mod train;
 pub mod weights;
 

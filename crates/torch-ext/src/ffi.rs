@@ -1,0 +1,157 @@
+//! The C functions of `torch_ext.cpp`, and how arguments reach them.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::iter;
+
+use tch::{Device, Tensor};
+use torch_sys::C_tensor;
+
+use crate::TorchExtError;
+
+/// `const at::Tensor *const *`: the pointers of a slice of tensors.
+pub(crate) type Tensors = *const *const C_tensor;
+
+// Each signature repeats the one in torch_ext.cpp; `bool`, `int` and `double` are the same in both languages.
+unsafe extern "C" {
+    fn torch_ext_last_error() -> *const c_char;
+
+    pub(crate) fn torch_ext_fused_adam(
+        decoupled: bool,
+        params: Tensors,
+        grads: Tensors,
+        exp_avgs: Tensors,
+        exp_avg_sqs: Tensors,
+        count: usize,
+        steps: Tensors,
+        step_count: usize,
+        lr: f64,
+        lr_tensor: *const C_tensor,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> c_int;
+    pub(crate) fn torch_ext_fused_sgd(
+        params: Tensors,
+        grads: Tensors,
+        count: usize,
+        buffers: Tensors,
+        buffer_count: usize,
+        lr: f64,
+        lr_tensor: *const C_tensor,
+        momentum: f64,
+        weight_decay: f64,
+        nesterov: bool,
+        first_step: bool,
+    ) -> c_int;
+
+    pub(crate) fn torch_ext_foreach_norm(
+        tensors: Tensors,
+        count: usize,
+        ord: f64,
+        norms: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn torch_ext_foreach_mul_scalar(tensors: Tensors, count: usize, factor: f64) -> c_int;
+    pub(crate) fn torch_ext_foreach_mul_tensor(
+        tensors: Tensors,
+        count: usize,
+        factor: *const C_tensor,
+    ) -> c_int;
+    pub(crate) fn torch_ext_foreach_add(tensors: Tensors, others: Tensors, count: usize, alpha: f64)
+    -> c_int;
+    pub(crate) fn torch_ext_foreach_lerp(tensors: Tensors, ends: Tensors, count: usize, weight: f64)
+    -> c_int;
+    pub(crate) fn torch_ext_foreach_zero(tensors: Tensors, count: usize) -> c_int;
+    pub(crate) fn torch_ext_clip_grad_norm(
+        grads: Tensors,
+        count: usize,
+        max_norm: f64,
+        norm: *mut *mut C_tensor,
+    ) -> c_int;
+
+    pub(crate) fn torch_ext_channels_last(tensor: *const C_tensor, result: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn torch_ext_is_channels_last(tensor: *const C_tensor, result: *mut bool) -> c_int;
+    pub(crate) fn torch_ext_to_channels_last(tensor: *const C_tensor) -> c_int;
+
+    pub(crate) fn torch_ext_autocast_enter(
+        device: c_int,
+        enabled: bool,
+        dtype: c_int,
+        old_enabled: *mut bool,
+        old_dtype: *mut c_int,
+    ) -> c_int;
+    pub(crate) fn torch_ext_autocast_leave(device: c_int, old_enabled: bool, old_dtype: c_int) -> c_int;
+
+    pub(crate) fn torch_ext_set_switch(which: c_int, on: bool) -> c_int;
+    pub(crate) fn torch_ext_get_switch(which: c_int, on: *mut bool) -> c_int;
+    pub(crate) fn torch_ext_set_deterministic(on: bool, warn_only: bool) -> c_int;
+    pub(crate) fn torch_ext_get_deterministic(on: *mut bool, warn_only: *mut bool) -> c_int;
+    pub(crate) fn torch_ext_set_matmul_precision(precision: c_int) -> c_int;
+    pub(crate) fn torch_ext_get_matmul_precision(precision: *mut c_int) -> c_int;
+
+    pub(crate) fn torch_ext_get_rng_state(device: c_int, state: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn torch_ext_set_rng_state(device: c_int, state: *const C_tensor) -> c_int;
+
+    pub(crate) fn torch_ext_memory_stats(device: c_int, found: *mut bool, stats: *mut i64) -> c_int;
+    pub(crate) fn torch_ext_reset_peak(device: c_int) -> c_int;
+    pub(crate) fn torch_ext_empty_cache() -> c_int;
+
+    pub(crate) fn torch_ext_cpu_supports_bf16(supported: *mut bool) -> c_int;
+}
+
+/// Turns what a function of `torch_ext.cpp` returned on this thread into a `Result`.
+pub(crate) fn check(status: c_int) -> Result<(), TorchExtError> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: the pointer is to a string of this thread that ends with a zero and stays until the thread's
+    // next failure; it is copied before anything else can fail.
+    let message = unsafe { CStr::from_ptr(torch_ext_last_error()) }.to_string_lossy().into_owned();
+    Err(if status == 2 { TorchExtError::Argument(message) } else { TorchExtError::Torch(message) })
+}
+
+/// The pointers of `tensors`, valid as long as `tensors` is borrowed.
+pub(crate) fn pointers(tensors: &[Tensor]) -> Vec<*const C_tensor> {
+    tensors.iter().map(Tensor::as_ptr).collect()
+}
+
+/// Runs `write`, which gives out one tensor or fails.
+pub(crate) fn tensor_from(write: impl FnOnce(*mut *mut C_tensor) -> c_int) -> Result<Tensor, TorchExtError> {
+    let mut tensor = std::ptr::null_mut();
+    check(write(&mut tensor))?;
+    // SAFETY: a function that succeeded wrote a pointer to a tensor of its own, which is now ours to delete.
+    Ok(unsafe { Tensor::from_ptr(tensor) })
+}
+
+/// Runs `write`, which gives out `count` tensors or fails.
+pub(crate) fn tensors_from(
+    count: usize,
+    write: impl FnOnce(*mut *mut C_tensor) -> c_int,
+) -> Result<Vec<Tensor>, TorchExtError> {
+    let mut tensors: Vec<*mut C_tensor> = iter::repeat_n(std::ptr::null_mut(), count).collect();
+    check(write(tensors.as_mut_ptr()))?;
+    // SAFETY: a function that succeeded wrote `count` pointers to tensors of its own, which are now ours to
+    // delete.
+    Ok(tensors.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect())
+}
+
+/// torch-sys's number of a device.
+pub(crate) fn device_number(device: Device) -> Result<c_int, TorchExtError> {
+    match device {
+        Device::Cpu => Ok(-1),
+        Device::Mps => Ok(-2),
+        Device::Vulkan => Ok(-3),
+        // libtorch counts devices in one signed byte.
+        Device::Cuda(index) => i8::try_from(index).map(c_int::from).map_err(|_| {
+            TorchExtError::Argument(format!("CUDA device {index}: the largest possible index is {}", i8::MAX))
+        }),
+    }
+}
+
+/// Fails unless the slice `name` has one tensor for each of the `expected` of another.
+pub(crate) fn check_count(name: &str, count: usize, expected: usize) -> Result<(), TorchExtError> {
+    if count == expected {
+        return Ok(());
+    }
+    Err(TorchExtError::Argument(format!("{name} has {count} tensors, but there must be {expected}")))
+}

@@ -1,0 +1,43 @@
+#![doc = include_str!("../README.md")]
+
+mod autocast;
+mod device;
+mod ffi;
+mod foreach;
+mod memory_format;
+mod optim;
+mod random;
+mod switches;
+
+pub use autocast::Autocast;
+pub use device::{MemoryStats, cpu_supports_bf16, empty_cache, memory_stats, reset_peak};
+pub use foreach::{
+    clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_mul_tensor_, foreach_norm,
+    foreach_zero_,
+};
+pub use memory_format::{channels_last, is_channels_last, to_channels_last_};
+pub use optim::{Adam, LearningRate, Sgd, fused_adam_, fused_adamw_, fused_sgd_};
+pub use random::{rng_state, set_rng_state};
+pub use switches::{
+    Determinism, MatmulPrecision, Switch, determinism, matmul_precision, set_determinism,
+    set_matmul_precision,
+};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TorchExtError {
+    /// An argument that libtorch would take without a check, or would refuse with a message about something
+    /// else.
+    #[error("{0}")]
+    Argument(String),
+    /// libtorch's own message, without its backtrace.
+    #[error("libtorch: {0}")]
+    Torch(String),
+}
+
+/// The devices that tests run on.
+#[cfg(test)]
+fn test_devices() -> Vec<tch::Device> {
+    let cuda = tch::Cuda::is_available().then_some(tch::Device::Cuda(0));
+    [tch::Device::Cpu].into_iter().chain(cuda).collect()
+}

@@ -1,0 +1,113 @@
+//! The order of a tensor's values in memory.
+
+use tch::Tensor;
+
+use crate::TorchExtError;
+use crate::ffi::{self, check, tensor_from};
+
+/// The images or weights `[N, C, H, W]` with the values of one pixel beside each other in memory; the shape
+/// stays.
+///
+/// Gradients pass through. A tensor that is so already is returned as it is, sharing its memory.
+///
+/// # Errors
+/// What libtorch says of a tensor without exactly four dimensions.
+pub fn channels_last(tensor: &Tensor) -> Result<Tensor, TorchExtError> {
+    // SAFETY: the pointer is to a live tensor.
+    tensor_from(|result| unsafe { ffi::torch_ext_channels_last(tensor.as_ptr(), result) })
+}
+
+/// Whether the values of `[N, C, H, W]` are in the order of [`channels_last`], without gaps.
+///
+/// A tensor with one channel, or with one pixel, is in both orders. One without exactly four dimensions is in
+/// none.
+///
+/// # Errors
+/// What libtorch says of a tensor without strides, as a sparse one.
+pub fn is_channels_last(tensor: &Tensor) -> Result<bool, TorchExtError> {
+    let mut result = false;
+    // SAFETY: the pointers are to a live tensor and to a `bool` to write.
+    check(unsafe { ffi::torch_ext_is_channels_last(tensor.as_ptr(), &mut result) })?;
+    Ok(result)
+}
+
+/// Reorders the memory of a parameter `[N, C, H, W]` as [`channels_last`] does, in place; one of other than
+/// four dimensions is left as it is.
+///
+/// Every handle of the tensor, as a `VarStore` has one, sees the new order. A detached copy keeps the old
+/// memory. Make optimiser states afterwards: they have to have the strides of their parameters.
+///
+/// # Errors
+/// What libtorch says.
+pub fn to_channels_last_(tensor: &mut Tensor) -> Result<(), TorchExtError> {
+    // SAFETY: the pointer is to a live tensor, which is borrowed exclusively.
+    check(unsafe { ffi::torch_ext_to_channels_last(tensor.as_ptr()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, nn};
+
+    fn ramp(shape: [i64; 4]) -> Tensor {
+        let count: i64 = shape.iter().product();
+        Tensor::arange(count, (Kind::Float, Device::Cpu)).view(shape)
+    }
+
+    #[test]
+    fn strides_change_and_values_do_not() {
+        let images = ramp([2, 3, 4, 5]);
+        assert_eq!(images.stride(), [60, 20, 5, 1]);
+        assert!(!is_channels_last(&images).unwrap());
+        let moved = channels_last(&images).unwrap();
+        assert_eq!(moved.stride(), [60, 1, 15, 3]);
+        assert!(is_channels_last(&moved).unwrap());
+        assert_eq!(moved, images);
+        assert_eq!(channels_last(&moved).unwrap().data_ptr(), moved.data_ptr());
+    }
+
+    #[test]
+    fn only_images_have_the_format() {
+        let tokens = Tensor::zeros([2, 3, 4], (Kind::Float, Device::Cpu));
+        assert!(matches!(channels_last(&tokens), Err(TorchExtError::Torch(_))));
+        assert!(!is_channels_last(&tokens).unwrap());
+        assert!(channels_last(&Tensor::new()).is_err());
+        assert!(!matches!(is_channels_last(&Tensor::new()), Ok(true)));
+        to_channels_last_(&mut Tensor::new()).unwrap();
+    }
+
+    #[test]
+    fn gradients_pass() {
+        let images = ramp([1, 2, 2, 2]).set_requires_grad(true);
+        let moved = channels_last(&images).unwrap();
+        (&moved * &moved).sum(Kind::Float).backward();
+        assert_eq!(images.grad(), &images * 2.0);
+    }
+
+    #[test]
+    fn parameters_change_behind_every_handle() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let conv = nn::conv2d(vs.root() / "conv", 3, 8, 3, Default::default());
+        let images = ramp([2, 3, 6, 6]) / 100.0;
+        let before = images.apply(&conv);
+        for mut var in vs.trainable_variables() {
+            to_channels_last_(&mut var).unwrap();
+        }
+        assert_eq!(conv.ws.stride(), [27, 1, 9, 3]);
+        assert!(conv.ws.is_leaf() && conv.ws.requires_grad());
+        assert_eq!(conv.bs.as_ref().unwrap().stride(), [1]);
+        let after = channels_last(&images).unwrap().apply(&conv);
+        assert!(is_channels_last(&after).unwrap());
+        assert!(f64::try_from((&after - &before).abs().max()).unwrap() < 1e-5);
+        after.sum(Kind::Float).backward();
+        assert_eq!(conv.ws.grad().stride(), [27, 1, 9, 3]);
+    }
+
+    #[test]
+    fn depthwise_weights_get_the_strides_too() {
+        let mut weight = ramp([8, 1, 3, 3]);
+        to_channels_last_(&mut weight).unwrap();
+        assert_eq!(weight.stride(), [9, 1, 3, 1]);
+        assert_eq!(weight, ramp([8, 1, 3, 3]));
+    }
+}
