@@ -1,8 +1,8 @@
 //! The numbers that make a CCT, CVT or ViT-Lite, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, InitScheme, ModelConfig, Resample, Variant, count, field_error, require_rates,
-    require_sizes, resize_position_embedding,
+    Activation, ConfigError, InitScheme, ModelConfig, Resample, Variant, count, field_error, number_after,
+    require_rates, require_sizes, resize_position_embedding,
 };
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -242,8 +242,20 @@ impl ModelConfig for CctConfig {
         Variant { name: "vit_lite_7_4_32", config: || Self::vit_lite(7) },
     ];
 
+    const EMBEDDINGS: &'static [&'static str] = &["class_emb", "positional_emb"];
+
     fn head(&self) -> &'static [&'static str] {
         &["classifier.fc."]
+    }
+
+    fn layer_id(&self, name: &str) -> i64 {
+        let stem = ["tokenizer.", "classifier.class_emb", "classifier.positional_emb"];
+        match number_after(name, "classifier.blocks.") {
+            Some(block) => block + 1,
+            None if stem.iter().any(|prefix| name.starts_with(prefix)) => 0,
+            None if name.starts_with("classifier.norm.") => self.depth,
+            None => self.depth + 1,
+        }
     }
 
     /// The position embedding, bilinear, as the official implementation does. A class token's place

@@ -1,7 +1,8 @@
 //! The numbers that make a ConvMixer, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, InitScheme, ModelConfig, Variant, count, field_error, require_sizes,
+    Activation, ConfigError, InitScheme, ModelConfig, Variant, count, field_error, number_after,
+    require_sizes,
 };
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
@@ -93,8 +94,18 @@ impl ModelConfig for ConvMixerConfig {
         Variant { name: "convmixer_1536_20_k3_p7", config: || Self::imagenet(1536, 20, 3, 7) },
     ];
 
+    const EMBEDDINGS: &'static [&'static str] = &[];
+
     fn head(&self) -> &'static [&'static str] {
         &["head."]
+    }
+
+    fn layer_id(&self, name: &str) -> i64 {
+        match number_after(name, "blocks.") {
+            Some(block) => block + 1,
+            None if name.starts_with("stem.") => 0,
+            None => self.depth + 1,
+        }
     }
 
     /// The authors' checkpoints number the layers of one flat sequence: patch convolution, GELU,

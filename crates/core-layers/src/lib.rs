@@ -25,7 +25,9 @@ pub use drop::{apply_drop_path, drop_path, drop_path_mask, drop_path_rates};
 pub use init::{Init, InitScheme, buffer, parameter};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
-pub use model::{ConfigError, Model, ModelConfig, Variant, count, field_error, require_rates, require_sizes};
+pub use model::{
+    ConfigError, Model, ModelConfig, Variant, count, field_error, number_after, require_rates, require_sizes,
+};
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use padding::{pad_same, same_padding};
 pub use position::{

@@ -47,9 +47,18 @@ pub trait ModelConfig: Clone + Serialize + DeserializeOwned + 'static {
     /// Every variant with a name.
     const VARIANTS: &'static [Variant<Self>];
 
+    /// The last part of the names of trained tokens, position embeddings and tables of position biases. They have
+    /// the shapes of weights, but are none, and weight decay is not for them (timm's `no_weight_decay`).
+    const EMBEDDINGS: &'static [&'static str];
+
     /// What the names of the tensors that depend on the number of classes start with: those are drawn
     /// anew when a pretrained network is given other classes.
     fn head(&self) -> &'static [&'static str];
+
+    /// Where the tensor `name` stands in the network: 0 in the stem, embeddings included, 1 to n in the n blocks,
+    /// n + 1 in what follows them. As in timm's `param_groups_layer_decay`, a norm right after the last block counts
+    /// with that block.
+    fn layer_id(&self, name: &str) -> i64;
 
     /// Our name of the tensor that a published checkpoint calls `name`, where checkpoints of one
     /// network do not agree on names.
@@ -141,6 +150,12 @@ pub fn require_rates(rates: &[(&'static str, f64)]) -> Result<(), ConfigError> {
 /// The first line of libtorch's message; the rest is a C++ stack.
 fn first_line(error: &TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// The number after `prefix` in a tensor's name: 7 in `blocks.7.norm1.weight` after `blocks.`.
+pub fn number_after(name: &str, prefix: &str) -> Option<i64> {
+    let (number, _) = name.strip_prefix(prefix)?.split_once('.')?;
+    number.parse::<u32>().ok().map(i64::from)
 }
 
 /// A product of the fields of a valid configuration as a count; one past u64 saturates.

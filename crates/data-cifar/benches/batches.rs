@@ -119,7 +119,7 @@ fn epochs(c: &mut Criterion) {
                 epoch += 1;
                 let order = permutation(1, epoch, 0..IMAGES);
                 let draw = Draw { seed: 1, epoch, repeats: 1 };
-                for batch in pipeline.epoch(&set, &order, BATCH, draw).expect("the order is the set's") {
+                for batch in pipeline.epoch(&set, &order, BATCH, draw, 0).expect("the order is the set's") {
                     let batch = batch.expect("the indices are in range");
                     if let Some(timm) = &mixing {
                         let side = (image_size, image_size);

@@ -59,6 +59,19 @@ impl DeviceSet {
     /// # Errors
     /// When the batch size is 0 or an index is out of range.
     pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<Batches<'_>, DataError> {
+        self.batches_from(order, batch_size, 0)
+    }
+
+    /// As [`DeviceSet::batches`], from batch number `first` on, numbered as if the others had been there.
+    ///
+    /// # Errors
+    /// Those of [`DeviceSet::batches`].
+    pub fn batches_from(
+        &self,
+        order: &[i64],
+        batch_size: usize,
+        first: usize,
+    ) -> Result<Batches<'_>, DataError> {
         check_order(order, batch_size, self.len())?;
         let device = self.images.device();
         Ok(Batches {
@@ -66,7 +79,7 @@ impl DeviceSet {
             on_device: Tensor::f_from_slice(order)?.f_to_device(device)?,
             order: order.to_vec(),
             batch_size,
-            number: 0,
+            number: first.min(order.len().div_ceil(batch_size)),
         })
     }
 }

@@ -171,7 +171,8 @@ impl Pipeline {
         self.warped_and_erased(floats, &keys)
     }
 
-    /// The training batches of an epoch: the images of `order`, augmented as by [`Pipeline::augmented`].
+    /// The training batches of an epoch from number `first` on: the images of `order`, augmented as by
+    /// [`Pipeline::augmented`]. A batch is the same wherever one starts.
     ///
     /// Several small batches are augmented at once, which takes less time and gives the same images.
     ///
@@ -183,6 +184,7 @@ impl Pipeline {
         order: &[i64],
         batch_size: usize,
         draw: Draw,
+        first: usize,
     ) -> Result<Epoch<'a>, DataError> {
         match &self.augmentation.cut {
             Some(Cut::Resized(resized)) => resized.validate()?,
@@ -195,9 +197,12 @@ impl Pipeline {
             Some(Cut::Enlarged { per_image: false, .. }) => 1,
             _ => (PIXELS_AT_ONCE / pixels).max(1),
         };
-        let chunks = set.batches(order, batch_size.saturating_mul(at_once))?;
-        let left = order.len().div_ceil(batch_size); // which `batches` refused to be 0
-        Ok(Epoch { pipeline: self, draw, chunks, batch_size, current: None, number: 0, left })
+        let chunks = set.batches_from(order, batch_size.saturating_mul(at_once), first / at_once)?;
+        let left = order.len().div_ceil(batch_size).saturating_sub(first); // `batches_from` refused a size of 0
+        // Augmented together with those before it, a batch is the same to the last bit.
+        let skipped = first % at_once * batch_size;
+        let number = first as u64;
+        Ok(Epoch { pipeline: self, draw, chunks, batch_size, current: None, skipped, number, left })
     }
 
     fn warped_and_erased(&self, floats: Tensor, keys: &Keys) -> Result<Tensor, DataError> {
@@ -252,6 +257,8 @@ pub struct Epoch<'a> {
     batch_size: usize,
     /// Several batches in one, augmented, and how many of its images were handed out.
     current: Option<(Augmented, usize)>,
+    /// Images at the start of the first of them that are not handed out.
+    skipped: usize,
     number: u64,
     left: usize,
 }
@@ -277,7 +284,7 @@ impl Epoch<'_> {
                 Ok(Augmented { images, labels: batch.labels, indices: batch.indices, number: batch.number })
             };
             match self.chunks.next()?.and_then(augmented) {
-                Ok(chunk) => self.current = Some((chunk, 0)),
+                Ok(chunk) => self.current = Some((chunk, std::mem::take(&mut self.skipped))),
                 Err(error) => return Some(Err(error)),
             }
         }
@@ -455,7 +462,7 @@ mod tests {
         for pipeline in [everything, per_batch] {
             let expected = epoch(&pipeline, &small, &order, 96, draw(3, 1));
             let images = ImageSet::Resident(DeviceSet::new(&labelled(300, 16), Device::Cpu).unwrap());
-            let batches = pipeline.epoch(&images, &order, 96, draw(3, 1)).unwrap();
+            let batches = pipeline.epoch(&images, &order, 96, draw(3, 1), 0).unwrap();
             assert_eq!(batches.len(), 3);
             let batches: Vec<Augmented> = batches.collect::<Result<_, _>>().unwrap();
             assert_eq!(batches.iter().map(|b| b.indices.len()).collect::<Vec<_>>(), [96, 96, 88]);
@@ -471,7 +478,32 @@ mod tests {
             assert!(difference.gt(1e-6).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]) < 1e-4);
         }
         let images = ImageSet::Resident(small);
-        assert!(pipeline(32, Augmentation::default()).epoch(&images, &[0], 0, draw(1, 1)).is_err());
+        assert!(pipeline(32, Augmentation::default()).epoch(&images, &[0], 0, draw(1, 1), 0).is_err());
+    }
+
+    #[test]
+    fn an_epoch_that_starts_later_has_the_same_batches_to_the_last_bit() {
+        let cut = Some(Cut::Enlarged { from: 34, per_image: false });
+        let per_batch = Augmentation { cut, ..Augmentation::default() };
+        // 1,024 images of 32×32 are augmented at once: ten batches of 96.
+        let images = ImageSet::Resident(set(1_300, 16));
+        let order = crate::rng::permutation(3, 1, 0..1_300);
+        for augmentation in [everything(), per_batch] {
+            let pipeline = pipeline(32, augmentation);
+            let from = |first| pipeline.epoch(&images, &order, 96, draw(3, 1), first).unwrap();
+            let whole: Vec<Augmented> = from(0).map(Result::unwrap).collect();
+            for first in [1, 9, 10, 11, 13] {
+                assert_eq!(from(first).len(), 14 - first);
+                for (found, expected) in from(first).map(Result::unwrap).zip(&whole[first..]) {
+                    assert_eq!((found.number, &found.indices), (expected.number, &expected.indices));
+                    assert_eq!(
+                        (found.images, found.labels),
+                        (expected.images.shallow_clone(), expected.labels.shallow_clone())
+                    );
+                }
+            }
+            assert_eq!([14, 15, usize::MAX].map(|first| from(first).count()), [0; 3]);
+        }
     }
 
     #[test]

@@ -157,12 +157,26 @@ impl StreamSet {
     /// # Errors
     /// When the batch size is 0, an index is out of range or no thread can be started.
     pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<StreamBatches, DataError> {
+        self.batches_from(order, batch_size, 0)
+    }
+
+    /// As [`StreamSet::batches`], from batch number `first` on, numbered as if the others had been there.
+    ///
+    /// # Errors
+    /// Those of [`StreamSet::batches`].
+    pub fn batches_from(
+        &self,
+        order: &[i64],
+        batch_size: usize,
+        first: usize,
+    ) -> Result<StreamBatches, DataError> {
         check_order(order, batch_size, self.len())?;
+        let start = first.saturating_mul(batch_size).min(order.len());
         let (sender, receiver) = sync_channel(self.prefetch);
         let stop = Arc::new(AtomicBool::new(false));
         let work = Work {
             source: Arc::clone(&self.source),
-            order: order.to_vec(),
+            order: order[start..].to_vec(),
             batch_size,
             device: self.device,
             stop: Arc::clone(&stop),
@@ -179,7 +193,7 @@ impl StreamSet {
             device: self.device,
             order: order.to_vec(),
             batch_size,
-            start: 0,
+            start,
         })
     }
 }
@@ -305,9 +319,22 @@ impl ImageSet {
     /// # Errors
     /// Those of [`DeviceSet::batches`] and [`StreamSet::batches`].
     pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<ImageBatches<'_>, DataError> {
+        self.batches_from(order, batch_size, 0)
+    }
+
+    /// As [`ImageSet::batches`], from batch number `first` on, numbered as if the others had been there.
+    ///
+    /// # Errors
+    /// Those of [`ImageSet::batches`].
+    pub fn batches_from(
+        &self,
+        order: &[i64],
+        batch_size: usize,
+        first: usize,
+    ) -> Result<ImageBatches<'_>, DataError> {
         Ok(match self {
-            Self::Resident(set) => ImageBatches::Resident(set.batches(order, batch_size)?),
-            Self::Streamed(set) => ImageBatches::Streamed(set.batches(order, batch_size)?),
+            Self::Resident(set) => ImageBatches::Resident(set.batches_from(order, batch_size, first)?),
+            Self::Streamed(set) => ImageBatches::Streamed(set.batches_from(order, batch_size, first)?),
         })
     }
 }

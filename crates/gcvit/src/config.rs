@@ -1,7 +1,8 @@
 //! The numbers that make a GCViT, and the variants that have a name.
 
 use core_layers::{
-    ConfigError, Init, InitScheme, ModelConfig, Variant, count, field_error, require_rates, require_sizes,
+    ConfigError, Init, InitScheme, ModelConfig, Variant, count, field_error, number_after, require_rates,
+    require_sizes,
 };
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
@@ -264,8 +265,28 @@ impl ModelConfig for GcVitConfig {
         Variant { name: "gcvit_xxtiny_64", config: Self::xxtiny_64 },
     ];
 
+    const EMBEDDINGS: &'static [&'static str] = &["relative_position_bias_table"];
+
     fn head(&self) -> &'static [&'static str] {
         &["head."]
+    }
+
+    /// What makes a level's query counts with the level's first block, and what halves the maps with the block after
+    /// it: timm, whose levels start with the halving, counts it with the next level too.
+    fn layer_id(&self, name: &str) -> i64 {
+        let before = |level: i64| self.depths.iter().take(level as usize).sum::<i64>();
+        let Some(level) = number_after(name, "levels.") else {
+            return match name {
+                _ if name.starts_with("patch_embed.") => 0,
+                _ if name.starts_with("norm.") => before(4),
+                _ => before(4) + 1,
+            };
+        };
+        match name.strip_prefix(&format!("levels.{level}.")) {
+            Some(rest) if rest.starts_with("downsample.") => before(level + 1) + 1,
+            Some(rest) => before(level) + number_after(rest, "blocks.").unwrap_or(0) + 1,
+            None => before(4) + 1,
+        }
     }
 
     /// timm's names become the official ones; those stay.

@@ -1,8 +1,8 @@
 //! The numbers that make a PatchConvNet, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, Init, InitScheme, ModelConfig, Variant, count, field_error, require_rates,
-    require_sizes,
+    Activation, ConfigError, Init, InitScheme, ModelConfig, Variant, count, field_error, number_after,
+    require_rates, require_sizes,
 };
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
@@ -230,10 +230,27 @@ impl ModelConfig for PatchConvNetConfig {
         Variant { name: "patchconvnet_s60_multi", config: Self::s60_multi },
     ];
 
+    const EMBEDDINGS: &'static [&'static str] = &["cls_token"];
+
     fn head(&self) -> &'static [&'static str] {
         match self.class_tokens {
             ClassTokens::Single => &["head."],
             ClassTokens::PerClass => &["head.", "cls_token"],
+        }
+    }
+
+    /// The blocks are those of the trunk, one if it is tied; the class tokens and all of the pooling follow them.
+    fn layer_id(&self, name: &str) -> i64 {
+        let (stem, trunk) = match self.design {
+            Design::Tutorial => ("stem.", "trunk."),
+            Design::Official => ("patch_embed.", "blocks."),
+        };
+        match number_after(name, trunk) {
+            Some(block) => block + 1,
+            None if name.starts_with(stem) => 0,
+            None if name.starts_with(trunk) => 1,
+            None if self.tied_trunk => 2,
+            None => self.depth + 1,
         }
     }
 

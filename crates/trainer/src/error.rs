@@ -6,7 +6,9 @@ use std::sync::Mutex;
 
 use core_layers::ConfigError;
 use data_cifar::DataError;
+use run_record::TrainRecipe;
 use tch::TchError;
+use torch_ext::TorchExtError;
 
 /// Why the trainer stopped.
 #[derive(Debug, thiserror::Error)]
@@ -44,20 +46,87 @@ pub enum Error {
     /// Training went wrong.
     #[error("{0}")]
     Training(String),
+    /// A loss became NaN or infinite.
+    #[error(
+        "{what} no longer a finite number {place}, at a learning rate of {lr:e}; {}; lower optimizer.lr, or set train.clip_grad, or let a [rollback] do it",
+        last_good(checkpoint.as_deref())
+    )]
+    NotFinite {
+        /// Which loss, and "is".
+        what: &'static str,
+        /// Epoch and step.
+        place: String,
+        /// The learning rate there.
+        lr: f64,
+        /// The newest checkpoint, if there is one.
+        checkpoint: Option<PathBuf>,
+    },
+    /// The device or the system has no more memory.
+    #[error(
+        "out of memory with batches of {batch_size} in {parts} ({problem}); --set train.accumulate={next} --fresh \
+         makes the same updates from parts that take less",
+        parts = if *accumulate == 1 { "one part".to_owned() } else { format!("{accumulate} parts") },
+        next = 2 * accumulate
+    )]
+    OutOfMemory {
+        /// Images of a step.
+        batch_size: usize,
+        /// Parts a batch is passed through the network in.
+        accumulate: usize,
+        /// What libtorch said.
+        problem: String,
+    },
+    /// Somebody asked to stop.
+    #[error("stopped by {}", crate::signals::name(*signal))]
+    Stopped {
+        /// The signal.
+        signal: i32,
+    },
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
     /// libtorch refused an operation.
     #[error("libtorch: {}", first_line(&.0.to_string()))]
     Torch(#[from] TchError),
+    /// The same, of an operation that tch does not have.
+    #[error(transparent)]
+    TorchExt(#[from] TorchExtError),
 }
 
 impl Error {
-    /// 2 for a request that cannot be meant, 1 for everything else.
+    /// 2 for a request that cannot be meant, what a shell expects after a signal, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+        match self {
+            Self::Usage(_) => 2,
+            Self::Stopped { signal } => crate::signals::exit_code(*signal),
+            _ => 1,
+        }
+    }
+
+    /// The error, named for what it is if it is libtorch's way to say that there is no more memory.
+    pub fn or_out_of_memory(self, train: &TrainRecipe) -> Self {
+        let problem = self.to_string();
+        // On CUDA; on the CPU; the system's own words.
+        let words = ["out of memory", "not enough memory", "Cannot allocate memory"];
+        let from_libtorch =
+            matches!(self, Self::Training(_) | Self::Torch(_) | Self::TorchExt(_) | Self::Data(_));
+        if !from_libtorch || !words.iter().any(|words| problem.contains(words)) {
+            return self;
+        }
+        let accumulate = train.accumulate.unwrap_or(1);
+        Self::OutOfMemory { batch_size: train.batch_size, accumulate, problem }
     }
 
     /// Names the path an I/O error belongs to.
     pub fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }
+    }
+}
+
+fn last_good(checkpoint: Option<&Path>) -> String {
+    match checkpoint {
+        Some(path) => format!("the last good checkpoint is {}", path.display()),
+        None => "there is no checkpoint yet".to_owned(),
     }
 }
 

@@ -1,16 +1,20 @@
-//! Loss and accuracies of a network over images it does not train on, each counted once.
+//! Loss and accuracies of a network over images, each counted once.
 
 use core_layers::Model;
-use tch::{Device, Kind, Reduction, Tensor};
+use run_record::TrainRecipe;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::data::Part;
+use crate::loss::loss;
 use crate::presentation::Presentation;
+use crate::signals::Stop;
 
 /// Means over images.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metrics {
-    /// Cross-entropy, smoothed as in training.
+    /// The recipe's loss, smoothed as in training.
     pub loss: f64,
     /// Share of images whose label has the largest logit.
     pub top1: f64,
@@ -25,24 +29,51 @@ pub struct Sums {
     top1: Tensor,
     top5: Tensor,
     count: i64,
+    batches: u64,
+    /// The first batch whose loss was not a finite number, counted from 1; infinite for none.
+    broken: Tensor,
+}
+
+/// [`Sums`] on the host: adding to them goes on as if it had never stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedSums {
+    loss: f64,
+    top1: f64,
+    top5: f64,
+    count: i64,
+    batches: u64,
 }
 
 impl Sums {
-    /// Nothing counted.
-    pub fn new(device: Device) -> Self {
-        let zero = || Tensor::zeros([], (Kind::Double, device));
-        Self { loss: zero(), top1: zero(), top5: zero(), count: 0 }
+    /// What was saved.
+    ///
+    /// # Errors
+    /// libtorch's refusal to place it on the device.
+    pub fn new(device: Device, saved: SavedSums) -> Result<Self, Error> {
+        let number = |value: f64| Tensor::f_full([], value, (Kind::Double, device));
+        let SavedSums { loss, top1, top5, count, batches } = saved;
+        let (loss, top1, top5) = (number(loss)?, number(top1)?, number(top5)?);
+        Ok(Self { loss, top1, top5, count, batches, broken: number(f64::INFINITY)? })
     }
 
     /// Counts a batch: its mean loss, logits `[B, K]` and labels `[B]`.
-    pub fn add(&mut self, loss: &Tensor, logits: &Tensor, labels: &Tensor) {
+    ///
+    /// # Errors
+    /// libtorch's refusal.
+    pub fn add(&mut self, loss: &Tensor, logits: &Tensor, labels: &Tensor) -> Result<(), Error> {
         let (batch, classes) = (logits.size()[0], logits.size()[1]);
-        self.loss += loss.detach().to_kind(Kind::Double) * batch;
-        let (_, best) = logits.detach().topk(classes.min(5), 1, true, true); // [B, K] -> [B, 5]
-        let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
-        self.top1 += hits.narrow(1, 0, 1).sum(Kind::Double);
-        self.top5 += hits.sum(Kind::Double);
+        let loss = loss.f_detach()?.f_to_kind(Kind::Double)?;
+        let (_, best) = logits.f_detach()?.f_topk(classes.min(5), 1, true, true)?; // [B, K] -> [B, 5]
+        let hits = best.f_eq_tensor(&labels.f_unsqueeze(1)?)?.f_to_kind(Kind::Double)?;
+        self.top1 += hits.f_narrow(1, 0, 1)?.f_sum(Kind::Double)?;
+        self.top5 += hits.f_sum(Kind::Double)?;
         self.count += batch;
+        self.batches += 1;
+        let here = self.broken.f_clamp_max(self.batches as f64)?;
+        self.broken = self.broken.f_where_self(&loss.f_isfinite()?, &here)?;
+        self.loss += loss * batch;
+        Ok(())
     }
 
     /// The means; waits for the device. NaN where nothing was counted.
@@ -50,31 +81,44 @@ impl Sums {
         let mean = |sum: &Tensor| sum.double_value(&[]) / self.count as f64;
         Metrics { loss: mean(&self.loss), top1: mean(&self.top1), top5: mean(&self.top5) }
     }
+
+    /// How many images were counted.
+    pub fn images(&self) -> i64 {
+        self.count
+    }
+
+    /// The first batch whose loss was not a finite number, counted from 1; waits for the device.
+    pub fn broken(&self) -> Option<u64> {
+        let batch = self.broken.double_value(&[]);
+        batch.is_finite().then_some(batch as u64)
+    }
+
+    /// The sums, to go on from; waits for the device.
+    pub fn save(&self) -> SavedSums {
+        let [loss, top1, top5] = [&self.loss, &self.top1, &self.top5].map(|sum| sum.double_value(&[]));
+        SavedSums { loss, top1, top5, count: self.count, batches: self.batches }
+    }
 }
 
-/// Mean cross-entropy of logits `[B, K]`. Targets are classes, i64 `[B]`, and stand for
-/// (1 − s)·onehot + s/K, or shares of every class, f32 `[B, K]`, of which s is taken likewise.
-pub fn cross_entropy(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Tensor, Error> {
-    Ok(logits.f_cross_entropy_loss::<Tensor>(targets, None, Reduction::Mean, -100, smoothing)?)
-}
-
-/// Runs the network over a part in eval mode.
+/// Runs the network over a part in eval mode and in f32.
 ///
 /// # Errors
-/// libtorch's refusal to make a batch.
+/// libtorch's refusal to make a batch, a picture that cannot be read, or somebody who wants to stop.
 pub fn evaluate(
     network: &dyn Model,
     part: &Part<'_>,
     presentation: &Presentation,
-    batch_size: usize,
-    smoothing: f64,
+    train: &TrainRecipe,
+    stop: &Stop,
 ) -> Result<Metrics, Error> {
     tch::no_grad(|| {
-        let mut sums = Sums::new(part.set.device());
-        for batch in part.set.batches(&part.indices(), batch_size)? {
+        let mut sums = Sums::new(part.set.device(), SavedSums::default())?;
+        for batch in part.set.batches(&part.indices(), train.batch_size)? {
+            stop.check()?;
             let batch = batch?;
             let logits = network.forward_t(&presentation.plain(&batch.images)?, false);
-            sums.add(&cross_entropy(&logits, &batch.labels, smoothing)?, &logits, &batch.labels);
+            let loss = loss(train, &logits, &batch.labels, train.label_smoothing)?;
+            sums.add(&loss, &logits, &batch.labels)?;
         }
         Ok(sums.read())
     })
@@ -86,12 +130,12 @@ mod tests {
 
     #[test]
     fn sums_weigh_batches_by_their_size() {
-        let mut sums = Sums::new(Device::Cpu);
+        let mut sums = Sums::new(Device::Cpu, SavedSums::default()).unwrap();
         // Seven classes; the label's rank is 1st, 2nd and 6th.
         let row = [7f32, 6., 5., 4., 3., 2., 1.];
         let logits = Tensor::from_slice(&[row, row].concat()).reshape([2, 7]);
-        sums.add(&Tensor::from(1.0), &logits, &Tensor::from_slice(&[0i64, 1]));
-        sums.add(&Tensor::from(4.0), &logits.narrow(0, 0, 1), &Tensor::from_slice(&[5i64]));
+        sums.add(&Tensor::from(1.0), &logits, &Tensor::from_slice(&[0i64, 1])).unwrap();
+        sums.add(&Tensor::from(4.0), &logits.narrow(0, 0, 1), &Tensor::from_slice(&[5i64])).unwrap();
         let metrics = sums.read();
         assert!((metrics.loss - 2.0).abs() < 1e-12);
         assert!((metrics.top1 - 1.0 / 3.0).abs() < 1e-12 && (metrics.top5 - 2.0 / 3.0).abs() < 1e-12);
@@ -99,19 +143,31 @@ mod tests {
 
     #[test]
     fn fewer_than_five_classes_are_all_in_the_top_five() {
-        let mut sums = Sums::new(Device::Cpu);
+        let mut sums = Sums::new(Device::Cpu, SavedSums::default()).unwrap();
         let logits = Tensor::from_slice(&[1f32, 2., 3.]).reshape([1, 3]);
-        sums.add(&Tensor::from(0.0), &logits, &Tensor::from_slice(&[0i64]));
+        sums.add(&Tensor::from(0.0), &logits, &Tensor::from_slice(&[0i64])).unwrap();
         assert_eq!((sums.read().top1, sums.read().top5), (0.0, 1.0));
     }
 
     #[test]
-    fn smoothing_spreads_the_target_over_all_classes() {
-        let logits = Tensor::from_slice(&[0f64, (3f64).ln()]).reshape([1, 2]);
-        let label = Tensor::from_slice(&[1i64]);
-        let plain = cross_entropy(&logits, &label, 0.0).unwrap().double_value(&[]);
-        assert!((plain - -(0.75f64.ln())).abs() < 1e-12);
-        let smooth = cross_entropy(&logits, &label, 0.1).unwrap().double_value(&[]);
-        assert!((smooth - -(0.95 * 0.75f64.ln() + 0.05 * 0.25f64.ln())).abs() < 1e-12);
+    fn the_first_broken_batch_is_known_and_sums_go_on_where_they_were_saved() {
+        let logits = Tensor::from_slice(&[1f32, 2., 3.]).reshape([1, 3]);
+        let label = Tensor::from_slice(&[0i64]);
+        let mut whole = Sums::new(Device::Cpu, SavedSums::default()).unwrap();
+        let mut half = Sums::new(Device::Cpu, SavedSums::default()).unwrap();
+        for (n, loss) in [0.1, 1.0 / 3.0, 2.0 / 7.0].into_iter().enumerate() {
+            whole.add(&Tensor::from(loss), &logits, &label).unwrap();
+            half.add(&Tensor::from(loss), &logits, &label).unwrap();
+            if n == 1 {
+                let text = serde_json::to_string(&half.save()).unwrap();
+                half = Sums::new(Device::Cpu, serde_json::from_str(&text).unwrap()).unwrap();
+            }
+        }
+        assert_eq!(whole.save(), half.save());
+        assert_eq!(half.broken(), None);
+        for loss in [f64::NAN, 1.0, f64::INFINITY] {
+            half.add(&Tensor::from(loss), &logits, &label).unwrap();
+        }
+        assert_eq!(half.broken(), Some(4));
     }
 }

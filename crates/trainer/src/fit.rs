@@ -4,16 +4,21 @@ use std::time::Instant;
 
 use core_layers::Model;
 use data_cifar::{Draw, keyed_seed, permutation, repeated};
-use run_record::{EpochStats, OptimizerName, OptimizerRecipe, Recipe};
-use tch::nn::{self, OptimizerConfig, VarStore};
-use tch::{TchError, Tensor, no_grad};
+use run_record::{EpochStats, Recipe, Select};
+use tch::nn::VarStore;
+use tch::{Device, Tensor};
 
 use crate::Error;
 use crate::data::Part;
-use crate::evaluate::{Sums, cross_entropy, evaluate};
-use crate::presentation::Presentation;
+use crate::evaluate::{Metrics, SavedSums, Sums, evaluate};
+use crate::keeper::Keeper;
+use crate::loss::loss;
+use crate::precision::Precision;
+use crate::presentation::{Presentation, Shown};
 use crate::progress::Progress;
 use crate::schedule::LearningRate;
+use crate::signals::Stop;
+use crate::state::{Counters, State};
 
 /// Everything a run trains with.
 #[derive(Debug)]
@@ -32,166 +37,304 @@ pub struct Job<'a> {
     pub validation: Part<'a>,
     /// How images are fed.
     pub presentation: Presentation,
+    /// Arithmetic of a step.
+    pub precision: Precision,
+    /// What a person sees.
+    pub progress: &'a Progress,
+    /// Whether somebody wants it to stop.
+    pub stop: &'a Stop,
 }
 
-/// Trains for the recipe's epochs. After each, `epoch_done` is given the history so far and whether
-/// its last epoch is the best yet, to save what must last.
+/// Trains from where `state` is to the end of the recipe. Whatever happens, `keeper` has on the disk what it takes to
+/// go on.
 ///
 /// # Errors
-/// A loss that is no longer a number, libtorch's refusal, or what `epoch_done` answers.
-pub fn fit(
-    job: &Job,
-    progress: &Progress,
-    mut epoch_done: impl FnMut(&[EpochStats], bool) -> Result<(), Error>,
-) -> Result<Vec<EpochStats>, Error> {
-    let Job { recipe, seed, network, .. } = *job;
-    let smoothing = recipe.train.label_smoothing;
-    let mut optimizer = Optimizer::new(job.vs, &recipe.optimizer)?;
-    // Repetition rounds an epoch's length down, and the schedule with it.
-    let epoch_len = repeated(&job.train.indices(), job.presentation.repeats).len();
-    let lr = LearningRate::new(recipe, epoch_len);
-    let mut updates = 0;
-    let mut history: Vec<EpochStats> = Vec::new();
-    let mut best_top1 = f64::NEG_INFINITY;
-
-    for epoch in 1..=recipe.train.epochs {
-        progress.epoch(epoch);
-        let started = Instant::now();
-        let draw = Draw { seed, epoch: epoch.into(), repeats: job.presentation.repeats };
-        let order = repeated(&permutation(seed, draw.epoch, job.train.range.clone()), draw.repeats);
-        let mut sums = Sums::new(job.vs.device());
-
-        for shown in job.presentation.epoch(job.train.set, &order, recipe.train.batch_size, draw)? {
-            let shown = shown?;
-            // Whatever the network draws inside depends on the seed and the step alone.
-            tch::manual_seed(keyed_seed(seed, "network", epoch.into(), shown.number));
-            let logits = network.forward_t(&shown.images, true);
-            let loss = cross_entropy(&logits, &shown.targets, shown.smoothing)?;
-            optimizer.step(&loss, lr.at(updates))?;
-            updates += 1;
-            sums.add(&loss, &logits, &shown.labels);
-            progress.step(shown.labels.size()[0] as usize);
-        }
-
-        // The only place in an epoch that waits for the device.
-        let train = sums.read();
-        let train_seconds = started.elapsed().as_secs_f64();
-        require_finite("training", train.loss, epoch, recipe)?;
-
-        let started = Instant::now();
-        let batch_size = recipe.train.batch_size;
-        let validation = evaluate(network, &job.validation, &job.presentation, batch_size, smoothing)?;
-        require_finite("validation", validation.loss, epoch, recipe)?;
-        let best = validation.top1 > best_top1; // a tie keeps the earlier epoch
-        best_top1 = best_top1.max(validation.top1);
-        history.push(EpochStats {
-            epoch,
-            lr: lr.at(updates.saturating_sub(1)),
-            train_loss: train.loss,
-            train_top1: train.top1,
-            val_loss: validation.loss,
-            val_top1: validation.top1,
-            val_top5: validation.top5,
-            images_per_second: order.len() as f64 / train_seconds,
-            train_seconds,
-            val_seconds: started.elapsed().as_secs_f64(),
-        });
-        epoch_done(&history, best)?;
-        if let Some(stats) = history.last() {
-            progress.epoch_done(stats, best);
+/// A loss that is no longer a number, somebody who wants to stop, libtorch's refusal, a disk that is full.
+pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Error> {
+    let images = repeated(&job.train.indices(), job.presentation.repeats).len();
+    let lr = LearningRate::new(job.recipe, images);
+    if job.recipe.rollback.is_some() && state.counters.updates == 0 {
+        keeper.save(job.vs, state)?; // what the first epoch can go back to
+    }
+    while !state.counters.is_finished(&job.recipe.train) {
+        let outcome = train_epoch(job, &lr, state, keeper).and_then(|()| end_epoch(job, &lr, state, keeper));
+        match (outcome, job.recipe.rollback) {
+            (Err(error @ Error::Stopped { .. }), _) => {
+                require_finite(job, &lr, state, keeper)?;
+                keeper.save(job.vs, state)?;
+                return Err(error);
+            }
+            (Err(error @ Error::NotFinite { .. }), Some(rollback))
+                if state.counters.rollbacks < rollback.times =>
+            {
+                let rollbacks = state.counters.rollbacks + 1;
+                let position = keeper.go_back(job.vs, state)?;
+                state.counters.rollbacks = rollbacks;
+                let factor = rollback.lr_factor.powf(rollbacks.into());
+                job.progress
+                    .line(&format!("{error}: back to {position}, all rates times {factor} from here"));
+                job.progress.at(state);
+            }
+            (outcome, _) => outcome?,
         }
     }
-    Ok(history)
+    Ok(())
 }
 
-fn require_finite(what: &str, loss: f64, epoch: u32, recipe: &Recipe) -> Result<(), Error> {
-    if loss.is_finite() {
-        return Ok(());
+/// The steps of the epoch under way that are not done yet.
+fn train_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keeper) -> Result<(), Error> {
+    let Job { recipe, seed, .. } = *job;
+    let epoch = u64::from(state.counters.epoch());
+    let draw = Draw { seed, epoch, repeats: job.presentation.repeats };
+    let order = repeated(&permutation(seed, epoch, job.train.range.clone()), draw.repeats);
+    let (first, batch_size) = (state.counters.step as usize, recipe.train.batch_size);
+    let (started, before) = (Instant::now(), state.counters.seconds);
+
+    for shown in job.presentation.epoch(job.train.set, &order, batch_size, draw, first)? {
+        job.stop.check()?;
+        let shown = shown?;
+        // Whatever the network draws inside depends on the seed and the step alone.
+        tch::manual_seed(keyed_seed(seed, "network", epoch, shown.number));
+        let rate = rate(job, lr, &state.counters, state.counters.updates);
+        let (loss, logits) = update(job, state, &shown, rate)?;
+        state.sums.add(&loss, &logits, &shown.labels)?;
+        state.counters.step += 1;
+        state.counters.updates += 1;
+        state.counters.seconds = before + started.elapsed().as_secs_f64();
+        if let Some(board) = &mut keeper.board {
+            board.step(state.counters.updates, loss);
+        }
+        job.progress.step(shown.labels.size()[0] as usize);
+
+        let saves = keeper.is_due(state.counters.step);
+        // To look at a number waits for the device, which costs nothing on the CPU.
+        if saves || job.vs.device() == Device::Cpu {
+            require_finite(job, lr, state, keeper)?;
+        }
+        if saves {
+            keeper.save(job.vs, state)?;
+            keeper.retain(state)?;
+        }
     }
-    let lr = recipe.optimizer.lr;
-    Err(Error::Training(format!("the {what} loss became {loss} in epoch {epoch}; lower optimizer.lr ({lr})")))
+    require_finite(job, lr, state, keeper)
 }
 
-/// The recipe's optimiser over every trainable tensor.
-#[derive(Debug)]
-struct Optimizer {
-    inner: nn::Optimizer,
-    /// What every step shrinks by, whatever the learning rate, and by how much of itself.
-    unscaled_decay: Option<(Vec<Tensor>, f64)>,
-}
-
-impl Optimizer {
-    fn new(vs: &VarStore, recipe: &OptimizerRecipe) -> Result<Self, Error> {
-        let OptimizerRecipe { name, lr, beta1, beta2, eps, weight_decay, scale_decay_by_lr } = *recipe;
-        let wd = if scale_decay_by_lr { weight_decay } else { 0.0 };
-        let inner = match name {
-            OptimizerName::AdamW => nn::AdamW { beta1, beta2, wd, eps, amsgrad: false }.build(vs, lr)?,
+/// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]`.
+fn update(job: &Job, state: &mut State, shown: &Shown, rate: f64) -> Result<(Tensor, Tensor), Error> {
+    let train = &job.recipe.train;
+    let batch = shown.labels.size()[0];
+    let len = (batch as usize).div_ceil(train.accumulate.unwrap_or(1)) as i64;
+    state.optimizer.zero_grad()?;
+    let (mut losses, mut logits) = (Vec::new(), Vec::new());
+    for start in (0..batch).step_by(len as usize) {
+        let len = len.min(batch - start);
+        let part = |tensor: &Tensor| tensor.f_narrow(0, start, len);
+        let part_logits = {
+            let _narrow = job.precision.autocast(job.vs.device())?;
+            job.network.forward_t(&part(&shown.images)?, true)
         };
-        let unscaled_decay = (!scale_decay_by_lr).then(|| (vs.trainable_variables(), weight_decay));
-        Ok(Self { inner, unscaled_decay })
+        let part_loss = loss(train, &part_logits, &part(&shown.targets)?, shown.smoothing)?;
+        // By its share, so that the gradients add up to those of the batch's mean.
+        let part_loss = part_loss * (len as f64 / batch as f64);
+        part_loss.f_backward()?;
+        losses.push(part_loss.f_detach()?);
+        logits.push(part_logits.f_detach()?);
     }
+    state.optimizer.step(rate, train.clip_grad)?;
+    if let Some(ema) = &mut state.ema {
+        ema.update(state.counters.updates)?;
+    }
+    Ok((Tensor::f_stack(&losses, 0)?.f_sum(tch::Kind::Float)?, Tensor::f_cat(&logits, 0)?))
+}
 
-    /// One update down the gradient of `loss`.
-    fn step(&mut self, loss: &Tensor, lr: f64) -> Result<(), TchError> {
-        self.inner.zero_grad();
-        loss.f_backward()?;
-        if let Some((weights, decay)) = &mut self.unscaled_decay {
-            no_grad(|| {
-                weights.iter_mut().try_for_each(|weight| weight.f_mul_scalar_(1.0 - *decay).map(drop))
-            })?;
+/// Validates, and has the epoch on the disk.
+fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keeper) -> Result<(), Error> {
+    let train = state.sums.read();
+    let started = Instant::now();
+    let plain = validate(job)?;
+    let averaged = state.ema.as_mut().map(|ema| ema.in_place(|| validate(job))).transpose()?;
+    let validated = [Some(plain), averaged].into_iter().flatten();
+    for (what, metrics) in
+        ["the validation loss is", "the averaged weights' validation loss is"].into_iter().zip(validated)
+    {
+        if !metrics.loss.is_finite() {
+            return Err(not_finite(what, job, lr, &state.counters, keeper, state.counters.step));
         }
-        self.inner.set_lr(lr);
-        self.inner.step();
-        Ok(())
     }
+    let counters = &mut state.counters;
+    let stats = EpochStats {
+        epoch: counters.epoch(),
+        lr: rate(job, lr, counters, counters.updates.saturating_sub(1)),
+        train_loss: train.loss,
+        train_top1: train.top1,
+        val_loss: plain.loss,
+        val_top1: plain.top1,
+        val_top5: plain.top5,
+        ema_val_loss: averaged.map(|metrics| metrics.loss),
+        ema_val_top1: averaged.map(|metrics| metrics.top1),
+        ema_val_top5: averaged.map(|metrics| metrics.top5),
+        images_per_second: state.sums.images() as f64 / counters.seconds,
+        train_seconds: counters.seconds,
+        val_seconds: started.elapsed().as_secs_f64(),
+    };
+    counters.history.push(stats.clone());
+    (counters.step, counters.seconds) = (0, 0.0);
+    state.sums = Sums::new(job.vs.device(), SavedSums::default())?;
+
+    let best = state.counters.best_epochs().first() == Some(&stats.epoch); // a tie keeps the earlier epoch
+    if best || job.recipe.train.select == Select::Last {
+        let weights = || keeper.weights(job.vs, &stats);
+        state.kept = Some(match &mut state.ema {
+            Some(ema) => ema.in_place(weights)?,
+            None => weights()?,
+        });
+    }
+    // The checkpoint first: what is published without it would be of an epoch that never was.
+    keeper.save(job.vs, state)?;
+    keeper.publish(state)?;
+    keeper.retain(state)?;
+    if let Some(board) = &mut keeper.board {
+        board.epoch(state.counters.updates, &stats, job.vs)?;
+    }
+    job.progress.epoch_done(&stats, best);
+    Ok(())
+}
+
+fn validate(job: &Job) -> Result<Metrics, Error> {
+    evaluate(job.network, &job.validation, &job.presentation, &job.recipe.train, job.stop)
+}
+
+/// The learning rate of the update before which `updates` were made.
+fn rate(job: &Job, lr: &LearningRate, counters: &Counters, updates: u64) -> f64 {
+    let factor =
+        job.recipe.rollback.map_or(1.0, |rollback| rollback.lr_factor.powf(counters.rollbacks.into()));
+    factor * lr.at(updates)
+}
+
+/// Refuses sums with a loss in them that is not a finite number.
+fn require_finite(job: &Job, lr: &LearningRate, state: &State, keeper: &Keeper) -> Result<(), Error> {
+    match state.sums.broken() {
+        Some(step) => Err(not_finite("the training loss is", job, lr, &state.counters, keeper, step)),
+        None => Ok(()),
+    }
+}
+
+/// What became no number, after a step of the epoch under way.
+fn not_finite(
+    what: &'static str,
+    job: &Job,
+    lr: &LearningRate,
+    counters: &Counters,
+    keeper: &Keeper,
+    step: u64,
+) -> Error {
+    let update = (counters.updates + step).saturating_sub(counters.step + 1);
+    let place = format!("at step {step} of epoch {}", counters.epoch());
+    Error::NotFinite { what, place, lr: rate(job, lr, counters, update), checkpoint: keeper.newest() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use crate::progress::Output;
+    use crate::{data, recipes, train};
+    use std::path::Path;
 
-    fn recipe(scale_decay_by_lr: bool) -> OptimizerRecipe {
-        let name = OptimizerName::AdamW;
-        OptimizerRecipe {
-            name,
-            lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-7,
-            weight_decay: 1e-4,
-            scale_decay_by_lr,
+    type Tensors = std::collections::BTreeMap<String, Tensor>;
+
+    /// The network's tensors and the loss after one update on 128 digits, passed through in so many parts; from
+    /// `start`, which is drawn if it is empty.
+    fn after_one_update(
+        model: &str,
+        sets: &[&str],
+        accumulate: usize,
+        start: &mut Tensors,
+    ) -> (Tensors, f64) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let fixed =
+            ["train.batch_size=128", "train.clip_grad=1.0", "augment.rotation_degrees=", "augment.zoom="];
+        let sgd = [
+            "name=sgd",
+            "beta1=",
+            "beta2=",
+            "eps=",
+            "scale_decay_by_lr=",
+            "momentum=0.9",
+            "nesterov=true",
+            "lr=0.1",
+        ];
+        let mut all: Vec<String> = fixed.iter().chain(sets).map(|set| (*set).to_owned()).collect();
+        all.extend(sgd.map(|set| format!("optimizer.{set}")));
+        all.push(format!("train.accumulate={accumulate}"));
+        let recipe = &recipes::from_preset(&root, "quick", model, &all).unwrap().recipe;
+        let source = data::load(recipe, &root, None, false, &mut |_| {}).unwrap();
+        let architecture = train::architecture(recipe, Some(10)).unwrap();
+        let vs = VarStore::new(Device::Cpu);
+        let network = architecture.init(&vs.root()).unwrap();
+        // Other tests draw from the same generator.
+        let tensors: Tensors = vs.variables().into_iter().collect();
+        if start.is_empty() {
+            *start = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
         }
+        crate::weights::copy_exactly(&tensors, start).unwrap();
+        let stats = source.normalization(&recipe.data).unwrap();
+        let (set, _) = source.sets(Device::Cpu).unwrap();
+        let log = tempfile::tempfile().unwrap();
+        let job = Job {
+            recipe,
+            seed: 1,
+            network: network.as_ref(),
+            vs: &vs,
+            train: Part { set: &set, range: source.train.clone() },
+            validation: Part { set: &set, range: source.validation.clone() },
+            presentation: Presentation::new(recipe, &stats, 10, Device::Cpu).unwrap(),
+            precision: Precision::F32,
+            progress: &Progress::new(1, 128, Output::Quiet, log),
+            stop: &Stop::default(),
+        };
+        let mut state = State::new(&vs, &architecture, recipe).unwrap();
+        let draw = Draw { seed: 1, epoch: 1, repeats: 1 };
+        let order = job.train.indices();
+        let shown = job.presentation.epoch(&set, &order, 128, draw, 0).unwrap().next().unwrap().unwrap();
+        let (loss, logits) = update(&job, &mut state, &shown, 0.1).unwrap();
+        assert_eq!(logits.size(), [128, 10]);
+        (tensors, loss.double_value(&[]))
     }
-
-    /// Three steps on one weight of 1 with gradients 1, −2 and 0.5 at three rates, in f64 by hand.
-    fn by_hand(scaled: bool) -> f64 {
-        let (mut theta, mut m, mut v) = (1.0f64, 0.0f64, 0.0f64);
-        for (t, (g, lr)) in (1..).zip(STEPS) {
-            theta *= 1.0 - if scaled { lr * 1e-4 } else { 1e-4 };
-            m += 0.1 * (g - m);
-            v += 0.001 * (g * g - v);
-            let (m_hat, v_hat) = (m / (1.0 - 0.9f64.powi(t)), v / (1.0 - 0.999f64.powi(t)));
-            theta -= lr * m_hat / (v_hat.sqrt() + 1e-7);
-        }
-        theta
-    }
-
-    /// Gradient and learning rate; at a rate of 0 only the unscaled decay acts.
-    const STEPS: [(f64, f64); 3] = [(1.0, 1e-3), (-2.0, 2e-3), (0.5, 0.0)];
 
     #[test]
-    fn adamw_decays_by_lr_times_lambda_or_by_lambda_alone() {
-        for scaled in [true, false] {
-            let vs = nn::VarStore::new(Device::Cpu);
-            let weight = vs.root().add("w", Tensor::from_slice(&[1f64]), true);
-            let mut optimizer = Optimizer::new(&vs, &recipe(scaled)).unwrap();
-            for (gradient, lr) in STEPS {
-                optimizer.step(&(&weight * gradient).sum(Kind::Double), lr).unwrap();
+    fn four_parts_of_32_are_a_batch_of_128() {
+        let networks: [(&str, &[&str]); 4] = [
+            (
+                "cct_reference",
+                &[
+                    "model.embed_dim=32",
+                    "model.attn_drop=0.0",
+                    "model.mlp_drop=0.0",
+                    "model.drop_path_rate=0.0",
+                ],
+            ),
+            ("vit_reference", &["model.depth=2", "model.mlp_drop=0.0"]),
+            ("patchconvnet_reference", &["model.embed_dim=32", "model.attn_drop=0.0", "model.mlp_drop=0.0"]),
+            (
+                "gcvit_xxtiny_64",
+                &["model.embed_dim=16", "model.depths=[2,2,2,2]", "model.drop_path_rate=0.0"],
+            ),
+        ];
+        for (model, sets) in networks {
+            let mut start = Tensors::new();
+            let (whole, whole_loss) = after_one_update(model, sets, 1, &mut start);
+            let moved =
+                whole.iter().map(|(name, tensor)| (tensor - &start[name]).abs().max().double_value(&[]));
+            assert!(moved.fold(0.0, f64::max) > 1e-3, "{model}");
+            // Five parts are four of 26 and one of 24.
+            for parts in [4, 5] {
+                let (split, loss) = after_one_update(model, sets, parts, &mut start);
+                assert!((loss - whole_loss).abs() < 1e-5, "{model}: {loss} {whole_loss}");
+                for (name, tensor) in &whole {
+                    let difference = (tensor - &split[name]).abs().max().double_value(&[]);
+                    assert!(difference < 1e-5, "{model} in {parts}, {name}: {difference}");
+                }
             }
-            let (got, want) = (weight.double_value(&[0]), by_hand(scaled));
-            assert!((got - want).abs() < 1e-9, "{got} {want}");
         }
-        assert!(by_hand(true) - by_hand(false) > 2.9e-4);
     }
 }

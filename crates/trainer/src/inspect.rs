@@ -122,7 +122,7 @@ pub fn sheet(
     let order = repeated(&permutation(seed, draw.epoch, source.train.clone()), draw.repeats);
     let mut batches = train.batches(&order, recipe.train.batch_size)?;
     let batch = batches.next().ok_or_else(|| Error::Usage("there is no image to train on".to_owned()))??;
-    let mut epoch = presentation.epoch(&train, &order, recipe.train.batch_size, draw)?;
+    let mut epoch = presentation.epoch(&train, &order, recipe.train.batch_size, draw, 0)?;
     let shown = epoch.next().ok_or_else(|| Error::Usage("there is no image to train on".to_owned()))??;
     let bytes = visible(&shown.images, &stats)?;
     let targets = shown.targets.f_to_device(Device::Cpu)?;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use data_cifar::ChannelStats;
@@ -11,10 +12,13 @@ use tch::nn::VarStore;
 use trainer::data::{self, Part};
 use trainer::evaluate::evaluate;
 use trainer::forward::forward;
+use trainer::keeper::Saving;
+use trainer::precision::{self, Precision};
 use trainer::presentation::Presentation;
-use trainer::progress::say;
+use trainer::progress::{Output, say};
 use trainer::recipes::Resolved;
 use trainer::registry::{Architecture, FAMILIES};
+use trainer::signals::Stop;
 use trainer::train::{self, Request};
 use trainer::{Error, environment, error, inspect, recipes, registry, summary, weights};
 
@@ -165,9 +169,33 @@ struct TrainArgs {
     /// Run directory [default: results/runs/<model>--<preset>--s<seed>].
     #[arg(long, value_name = "RUN_DIR")]
     out: Option<PathBuf>,
-    /// Replace whatever the run directory holds.
+    /// Start over and replace whatever the run directory holds; without it a stopped run goes on.
     #[arg(long)]
     fresh: bool,
+    /// Arithmetic of a training step; auto is bf16 where the device computes in it.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: precision::Choice,
+    /// Save a checkpoint after every N steps, besides those after every epoch.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_steps: Option<u64>,
+    /// Save a checkpoint when M minutes have passed since the last.
+    #[arg(long, value_name = "M")]
+    checkpoint_minutes: Option<f64>,
+    /// Newest checkpoints to leave.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    keep_last: usize,
+    /// Checkpoints of the best epochs to leave.
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    keep_best: usize,
+    /// Write events for TensorBoard into the run directory.
+    #[arg(long)]
+    tensorboard: bool,
+    /// With them the distribution of every tensor after each epoch.
+    #[arg(long, requires = "tensorboard")]
+    histograms: bool,
+    /// Print a JSON object per line instead of words.
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
     /// Print errors only.
     #[arg(long)]
     quiet: bool,
@@ -268,7 +296,9 @@ fn main() -> ExitCode {
         Ok(Err(error)) => error,
         Err(panic) => error::from_panic(panic.as_ref()),
     };
-    eprintln!("error: {error}");
+    // To have been asked to stop is none.
+    let label = if matches!(error, Error::Stopped { .. }) { "" } else { "error: " };
+    eprintln!("{label}{error}");
     ExitCode::from(error.exit_code())
 }
 
@@ -290,17 +320,39 @@ fn run_train(args: TrainArgs) -> Result<(), Error> {
         None => resolved,
     };
     let RecipeArgs { data, seed, device, .. } = args.recipe;
-    train::train(&Request {
+    let minutes = |minutes: f64| {
+        Duration::try_from_secs_f64(60.0 * minutes).map_err(|_| {
+            Error::Usage(format!("--checkpoint-minutes {minutes}: expected a number of 0 or more"))
+        })
+    };
+    let saving = Saving {
+        steps: args.checkpoint_steps,
+        time: args.checkpoint_minutes.map(minutes).transpose()?,
+        last: args.keep_last,
+        best: args.keep_best,
+    };
+    let device = environment::device(&device)?;
+    let stop = Stop::listen()
+        .map_err(|error| Error::Training(format!("the system does not deliver signals: {error}")))?;
+    let request = Request {
         root,
         resolved,
         data_dir: data.data_dir,
         stream: data.stream,
         seed,
-        device: environment::device(&device)?,
+        device,
+        precision: Precision::of(args.precision, device)?,
         out: args.out,
         fresh: args.fresh,
-        quiet: args.quiet,
-    })
+        saving,
+        tensorboard: args.tensorboard.then_some(args.histograms),
+        output: match (args.json, args.quiet) {
+            (true, _) => Output::Json,
+            (_, true) => Output::Quiet,
+            _ => Output::Text,
+        },
+    };
+    train::train(&request, &stop)
 }
 
 fn run_inspect(args: &InspectArgs) -> Result<(), Error> {
@@ -352,8 +404,7 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
     };
     let stats = ChannelStats { mean: card.channel_mean, std: card.channel_std };
     let presentation = Presentation::new(recipe, &stats, card.class_names.len() as i64, device)?;
-    let batch_size = recipe.train.batch_size;
-    let metrics = evaluate(network.as_ref(), &part, &presentation, batch_size, recipe.train.label_smoothing)?;
+    let metrics = evaluate(network.as_ref(), &part, &presentation, &recipe.train, &Stop::default())?;
 
     let split = format!("{:?}", args.split).to_lowercase();
     if args.json {

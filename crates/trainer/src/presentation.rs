@@ -75,7 +75,7 @@ impl Presentation {
         channels_last(&self.pipeline.plain(images)?)
     }
 
-    /// The training batches of an epoch: the images of `order`.
+    /// The training batches of an epoch from number `first` on: the images of `order`.
     ///
     /// # Errors
     /// libtorch's refusal.
@@ -85,8 +85,9 @@ impl Presentation {
         order: &[i64],
         batch_size: usize,
         draw: Draw,
+        first: usize,
     ) -> Result<impl Iterator<Item = Result<Shown, Error>> + 'a, Error> {
-        let batches = self.pipeline.epoch(set, order, batch_size, draw)?;
+        let batches = self.pipeline.epoch(set, order, batch_size, draw, first)?;
         Ok(batches.map(move |batch| self.shown(batch?, draw)))
     }
 
@@ -211,7 +212,7 @@ mod tests {
         let large = data_cifar::resize(&floats, 52).unwrap();
         let mut places = std::collections::BTreeSet::new();
         // The same image in twenty batches of one epoch.
-        for shown in presentation.epoch(&set, &[0; 20], 1, draw(1)).unwrap() {
+        for shown in presentation.epoch(&set, &[0; 20], 1, draw(1), 0).unwrap() {
             let cut = shown.unwrap().images;
             assert_eq!(cut.size(), [1, 3, 48, 48]);
             let place = (0..25).find(|n| cut == large.narrow(2, n / 5, 48).narrow(3, n % 5, 48));
@@ -235,7 +236,7 @@ mod tests {
         let set = digits();
         let order: Vec<i64> = (0..32).collect();
         for epoch in [1, 2, 3] {
-            let mut batches = presentation.epoch(&set, &order, 16, draw(epoch)).unwrap();
+            let mut batches = presentation.epoch(&set, &order, 16, draw(epoch), 0).unwrap();
             let shown = batches.next().unwrap().unwrap();
             if epoch == 3 {
                 assert_eq!((shown.targets.kind(), shown.smoothing), (Kind::Int64, 0.1));

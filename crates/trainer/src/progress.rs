@@ -1,12 +1,16 @@
-//! What a person sees while a run goes on: a bar on a terminal, a line per epoch everywhere and in
-//! the run's log.
+//! What a person or a program sees while a run goes on: a bar on a terminal, a line per epoch everywhere and in the
+//! run's log, or JSON.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use run_record::{EpochStats, duration};
+use serde_json::{Value, json};
+
+use crate::state::State;
 
 /// Prints a line of results. A reader that stopped listening (`| head`) is no reason to stop
 /// training.
@@ -14,20 +18,44 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// How a run tells of itself on standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Lines to read, and a bar on a terminal.
+    Text,
+    /// A JSON object per line, told apart by its `event`.
+    Json,
+    /// Not at all.
+    Quiet,
+}
+
+impl Output {
+    /// Tells something in words.
+    pub fn say(self, text: &str) {
+        match self {
+            Self::Text => say(text),
+            Self::Json => say(&json!({ "event": "note", "text": text }).to_string()),
+            Self::Quiet => {}
+        }
+    }
+}
+
 /// The progress of one run.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
     log: File,
-    quiet: bool,
+    output: Output,
     epochs: u32,
-    started: Instant,
+    images: usize,
+    /// When this process began to train, and how many epochs were done then.
+    started: Cell<(Instant, u32)>,
 }
 
 impl Progress {
     /// For a run of `epochs` epochs over `images` training images each.
-    pub fn new(epochs: u32, images: usize, quiet: bool, log: File) -> Self {
-        let shown = !quiet && std::io::stderr().is_terminal();
+    pub fn new(epochs: u32, images: usize, output: Output, log: File) -> Self {
+        let shown = output == Output::Text && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(u64::from(epochs) * images as u64), target);
         let style = "{msg} {wide_bar} {percent:>3} % · {per_sec} · ETA {eta}";
@@ -38,22 +66,23 @@ impl Progress {
             };
             bar.set_style(style.with_key("per_sec", per_second).progress_chars("█▌ "));
         }
-        Self { bar, log, quiet, epochs, started: Instant::now() }
+        Self { bar, log, output, epochs, images, started: Cell::new((Instant::now(), 0)) }
     }
 
     /// A line for the person, above the bar if there is one, and for the log.
     pub fn line(&self, text: &str) {
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
-        // The log repeats what the history and the record keep; a full disk is theirs to report.
-        let _ = writeln!(&self.log, "{now} {text}");
-        if !self.quiet {
-            self.bar.suspend(|| say(text));
-        }
+        self.log(text);
+        self.bar.suspend(|| self.output.say(text));
     }
 
-    /// The epoch that starts now, counted from 1.
-    pub fn epoch(&self, epoch: u32) {
-        self.bar.set_message(format!("epoch {epoch}/{}", self.epochs));
+    /// Training goes on from here.
+    pub fn at(&self, state: &State) {
+        let done = state.counters.epoch() - 1;
+        self.started.set((Instant::now(), done));
+        let images = u64::from(done) * self.images as u64 + state.sums.images().unsigned_abs();
+        self.bar.set_position(images);
+        self.bar.reset_eta();
+        self.bar.set_message(format!("epoch {}/{}", done + 1, self.epochs));
     }
 
     /// A step over this many images has been asked for. On a GPU the bar runs ahead of the device
@@ -65,15 +94,18 @@ impl Progress {
     /// The epoch's numbers.
     pub fn epoch_done(&self, stats: &EpochStats, best: bool) {
         let left = self.epochs - stats.epoch;
+        let (started, before) = self.started.get();
         let eta = match left {
             0 => String::new(),
             _ => {
-                let each = self.started.elapsed().as_secs_f64() / f64::from(stats.epoch);
+                let each = started.elapsed().as_secs_f64() / f64::from((stats.epoch - before).max(1));
                 format!("  ETA {}", duration(each * f64::from(left)))
             }
         };
-        self.line(&format!(
-            "epoch {:>width$}/{}  train loss {:.4} top-1 {:5.2} %  val loss {:.4} top-1 {:5.2} %{}  {:.0} images/s{eta}",
+        let averaged =
+            stats.ema_val_top1.map_or(String::new(), |top1| format!(" averaged {:5.2} %", 100.0 * top1));
+        let text = format!(
+            "epoch {:>width$}/{}  train loss {:.4} top-1 {:5.2} %  val loss {:.4} top-1 {:5.2} %{averaged}{}  {:.0} images/s{eta}",
             stats.epoch,
             self.epochs,
             stats.train_loss,
@@ -83,11 +115,32 @@ impl Progress {
             if best { " best" } else { "     " },
             stats.images_per_second,
             width = self.epochs.to_string().len(),
-        ));
+        );
+        self.bar.set_message(format!("epoch {}/{}", (stats.epoch + 1).min(self.epochs), self.epochs));
+        if self.output == Output::Json {
+            self.log(&text);
+            self.event("epoch", json!({ "stats": stats, "best": best }));
+        } else {
+            self.line(&text);
+        }
+    }
+
+    /// An object for programs, for nobody else.
+    pub fn event(&self, name: &str, mut fields: Value) {
+        if self.output == Output::Json {
+            fields["event"] = name.into();
+            say(&fields.to_string());
+        }
     }
 
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+
+    fn log(&self, text: &str) {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+        // The log repeats what the history and the record keep; a full disk is theirs to report.
+        let _ = writeln!(&self.log, "{now} {text}");
     }
 }

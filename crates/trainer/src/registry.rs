@@ -32,6 +32,7 @@ pub struct Family {
 
 type Init = fn(&Value, &Path) -> Result<Box<dyn Model>, Error>;
 type TensorNames = fn(&Value, &[String]) -> Result<Vec<String>, Error>;
+type LayerIds = fn(&Value, &[String]) -> Result<Vec<i64>, Error>;
 type Resample = fn(&str, &Tensor, &[i64]) -> Option<Tensor>;
 
 /// One network, described completely but not built.
@@ -54,6 +55,9 @@ pub struct Architecture {
     /// What the names of the tensors that depend on the number of classes start with.
     #[serde(skip)]
     pub head: &'static [&'static str],
+    /// The last part of the names of trained tokens, position embeddings and tables of position biases.
+    #[serde(skip)]
+    pub embeddings: &'static [&'static str],
     /// A checkpoint's tensor for another size of image, resampled to a shape.
     #[serde(skip)]
     pub resample: Resample,
@@ -61,6 +65,8 @@ pub struct Architecture {
     init: Init,
     #[serde(skip)]
     tensor_names: TensorNames,
+    #[serde(skip)]
+    layer_ids: LayerIds,
 }
 
 impl Family {
@@ -101,11 +107,16 @@ fn describe<C: ModelConfig>(model: &str, config: &C) -> Architecture {
         // A configuration is plain data; one that does not serialise cannot be read back either.
         config: serde_json::to_value(config).unwrap_or(Value::Null),
         head: config.head(),
+        embeddings: C::EMBEDDINGS,
         resample: C::resample,
         init: |config, vs| Ok(Box::new(typed::<C>(config)?.init(vs)?)),
         tensor_names: |config, names| {
             let config = typed::<C>(config)?;
             Ok(names.iter().map(|name| config.tensor_name(name)).collect())
+        },
+        layer_ids: |config, names| {
+            let config = typed::<C>(config)?;
+            Ok(names.iter().map(|name| config.layer_id(name)).collect())
         },
     }
 }
@@ -125,6 +136,15 @@ impl Architecture {
     /// A configuration that is not one.
     pub fn tensor_names(&self, names: &[String]) -> Result<Vec<String>, Error> {
         (self.tensor_names)(&self.config, names)
+    }
+
+    /// Where each of the network's tensors `names` stands: 0 in the stem, 1 to n in the n blocks, n + 1 in what
+    /// follows them. See [`ModelConfig::layer_id`].
+    ///
+    /// # Errors
+    /// A configuration that is not one.
+    pub fn layer_ids(&self, names: &[String]) -> Result<Vec<i64>, Error> {
+        (self.layer_ids)(&self.config, names)
     }
 
     /// The same network with fields of its configuration replaced.
@@ -203,7 +223,9 @@ pub fn nearest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
+    use std::collections::{BTreeSet, HashSet};
+    use tch::Device;
+    use tch::nn::VarStore;
 
     #[test]
     fn names_are_unique() {
@@ -217,6 +239,71 @@ mod tests {
     fn an_unknown_name_is_answered_with_the_nearest() {
         let message = find("convmixer_referense").unwrap_err().to_string();
         assert!(message.contains("nearest: convmixer_reference,"), "{message}");
+    }
+
+    /// The network with as many layers and few channels.
+    fn narrow(variant: &Architecture) -> Architecture {
+        let field = |name: &str| variant.config[name].as_i64().unwrap();
+        let fields = match variant.family {
+            "cct" => vec![("embed_dim", 8), ("head_dim", 1), ("mlp_hidden", 8)],
+            "gcvit" => vec![("embed_dim", 4 * variant.config["num_heads"][0].as_i64().unwrap())],
+            "vit" => vec![("embed_dim", field("num_heads")), ("mlp_hidden", 8)],
+            "patchconvnet" => vec![("embed_dim", 8), ("mlp_hidden", 8)],
+            _ => vec![("embed_dim", 8)],
+        };
+        let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), FieldValue::Integer(value)));
+        variant.with_fields(&fields.collect()).unwrap()
+    }
+
+    #[test]
+    fn every_tensor_has_its_layer() {
+        for variant in FAMILIES.iter().flat_map(Family::variants) {
+            let vs = VarStore::new(Device::Cpu);
+            let _network = narrow(&variant).init(&vs.root()).unwrap();
+            let mut names: Vec<String> = vs.variables().into_keys().collect();
+            names.sort();
+            let layers = variant.layer_ids(&names).unwrap();
+            let config = &variant.config;
+            let blocks = match variant.family {
+                "gcvit" => config["depths"].as_array().unwrap().iter().filter_map(Value::as_i64).sum(),
+                "patchconvnet" if config["tied_trunk"] == true => 1,
+                _ => config["depth"].as_i64().unwrap(),
+            };
+            let found: BTreeSet<i64> = layers.iter().copied().collect();
+            assert!(found.into_iter().eq(0..=blocks + 1), "{}: {layers:?}", variant.model);
+
+            // What a network begins and ends with, and nothing else, is in the first and the last layer.
+            let (stem, end): (&[&str], &[&str]) = match variant.family {
+                "cct" => (
+                    &["tokenizer", "classifier.positional_emb", "classifier.class_emb"],
+                    &["classifier.attention_pool", "classifier.fc"],
+                ),
+                "gcvit" => (&["patch_embed"], &["head"]),
+                "vit" => (&["patch_embed", "cls_token", "pos_embed"], &["head"]),
+                "patchconvnet" if config["design"] == "tutorial" => (
+                    &["stem"],
+                    &["cls_token", "norm1", "norm2", "norm3", "q", "k", "v", "proj", "fc1", "fc2", "head"],
+                ),
+                "patchconvnet" => (&["patch_embed"], &["cls_token", "blocks_token_only", "norm", "head"]),
+                _ => (&["stem"], &["head"]),
+            };
+            for (name, layer) in names.iter().zip(&layers) {
+                let within = |parts: &[&str]| {
+                    let rest = parts.iter().filter_map(|part| name.strip_prefix(part));
+                    rest.into_iter().any(|rest| rest.is_empty() || rest.starts_with('.'))
+                };
+                assert_eq!(within(stem), *layer == 0, "{}: {name} {layer}", variant.model);
+                assert_eq!(within(end), *layer == blocks + 1, "{}: {name} {layer}", variant.model);
+            }
+
+            // A name of an embedding is the name of one: none is a matrix of a layer, and no list is idle.
+            let last = |name: &String| name.rsplit('.').next().map(str::to_owned);
+            let known: BTreeSet<_> = names.iter().filter_map(last).collect();
+            for embedding in variant.embeddings {
+                let optional = variant.family == "cct" && *embedding == "class_emb";
+                assert!(optional || known.contains(*embedding), "{}: {embedding}", variant.model);
+            }
+        }
     }
 
     #[test]

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use run_record::{EpochStats, Recipe, RunRecord, STATUS_COMPLETE, remove_partial_files, write_atomically};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, recipes};
+use crate::{Error, checkpoint, recipes};
 
 /// The files of a run, besides the lock.
 const FILES: [&str; 6] =
-    ["recipe.toml", "record.json", "history.csv", "best.safetensors", "last.safetensors", "train.log"];
+    ["record.json", "recipe.toml", "history.csv", "best.safetensors", "last.safetensors", "train.log"];
+
+/// Its directories.
+const DIRECTORIES: [&str; 2] = ["checkpoints", "tensorboard"];
 
 /// A run directory, locked for this process.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ pub enum Found {
     /// Nothing of a run.
     Nothing,
     /// A run of this recipe and seed that did not finish.
-    Unfinished,
+    Unfinished(Box<RunRecord>),
     /// A finished run of this recipe and seed on this data, with the weights it recorded.
     Finished(Box<RunRecord>),
 }
@@ -57,6 +60,11 @@ impl RunDir {
         self.path.join(name)
     }
 
+    /// Where the run's checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.file("checkpoints")
+    }
+
     /// The run's directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -71,7 +79,7 @@ impl RunDir {
         let unreadable =
             |name: &str, problem| self.in_the_way(format!("its {name} cannot be read ({problem})"));
         let Some(record) = self.read("record.json")? else {
-            return match FILES.iter().find(|name| self.file(name).exists()) {
+            return match FILES.iter().chain(&DIRECTORIES).find(|name| self.file(name).exists()) {
                 Some(name) => Err(self.in_the_way(format!("it has a {name} that belongs to no run"))),
                 None => Ok(Found::Nothing),
             };
@@ -91,7 +99,7 @@ impl RunDir {
             return Err(self.in_the_way(format!("it holds another run ({})", differences.join(", "))));
         }
         if record.result.status != STATUS_COMPLETE {
-            return Ok(Found::Unfinished);
+            return Ok(Found::Unfinished(Box::new(record)));
         }
         if record.result.data_sha256 != data_sha256 {
             let seen = &record.result.data_sha256;
@@ -130,9 +138,12 @@ impl RunDir {
     /// # Errors
     /// A file that cannot be removed.
     pub fn clear(&self) -> Result<(), Error> {
-        for name in FILES {
+        // The record last: without it the rest would belong to nobody.
+        let (files, directories) = (FILES.iter().rev(), DIRECTORIES.iter());
+        let removals = directories.map(|name| (name, true)).chain(files.map(|name| (name, false)));
+        for (name, is_directory) in removals {
             let path = self.file(name);
-            match fs::remove_file(&path) {
+            match if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) } {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io(&path)(error)),
@@ -146,7 +157,8 @@ impl RunDir {
     /// # Errors
     /// A file that cannot be removed.
     pub fn tidy(&self) -> Result<(), Error> {
-        remove_partial_files(&self.path).map_err(Error::io(&self.path))
+        remove_partial_files(&self.path).map_err(Error::io(&self.path))?;
+        Ok(checkpoint::tidy(&self.checkpoints())?)
     }
 
     /// The run's log, to add to.
@@ -172,6 +184,9 @@ impl RunDir {
     /// # Errors
     /// What the file system says.
     pub fn write_history(&self, history: &[EpochStats]) -> Result<(), Error> {
+        if history.is_empty() {
+            return Ok(()); // without a row there would be no header
+        }
         let broken = |error: csv::Error| Error::io(&self.file("history.csv"))(std::io::Error::other(error));
         let mut writer = csv::Writer::from_writer(Vec::new());
         for row in history {

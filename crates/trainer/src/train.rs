@@ -3,27 +3,35 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::time::Instant;
 
-use data_cifar::keyed_seed;
+use data_cifar::{ChannelStats, keyed_seed};
 use run_record::{
     EpochStats, InitialWeights, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING,
-    Select, duration,
+    STATUS_STOPPED, duration,
 };
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use tch::Device;
 use tch::nn::VarStore;
 
+use crate::board::Board;
+use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::data::{self, Part, Source};
 use crate::evaluate::{Metrics, evaluate};
 use crate::fit::{Job, fit};
+use crate::keeper::{Keeper, Saving};
+use crate::precision::Precision;
 use crate::presentation::Presentation;
-use crate::progress::{Progress, say};
+use crate::progress::{Output, Progress};
 use crate::recipes::{self, Resolved};
 use crate::registry::{self, Architecture};
 use crate::run_dir::{Found, RunDir};
+use crate::signals::Stop;
+use crate::state::{Identity, Machine, State};
 use crate::summary::grouped;
 use crate::weights::{self, Card};
-use crate::{Error, environment, error};
+use crate::{Error, environment, error, inspect};
 
 /// What `train` was asked for.
 #[derive(Debug)]
@@ -40,33 +48,35 @@ pub struct Request {
     pub seed: u64,
     /// Where to train.
     pub device: Device,
+    /// Arithmetic of a training step.
+    pub precision: Precision,
     /// Run directory, if not the default one.
     pub out: Option<PathBuf>,
     /// Replace whatever the run directory holds.
     pub fresh: bool,
-    /// Print errors only.
-    pub quiet: bool,
+    /// When to save, and what to leave.
+    pub saving: Saving,
+    /// Write TensorBoard's events, and in them the weights' distributions if that is `true`.
+    pub tensorboard: Option<bool>,
+    /// What to say while it goes on.
+    pub output: Output,
 }
 
-/// Trains, tests and records one run, or finds that it is already done.
+/// Trains, tests and records one run, goes on with one that was stopped, or finds that it is already done.
 ///
 /// # Errors
-/// See [`Error`]. A run that could not be finished has a record that says `failed: …`.
-pub fn train(request: &Request) -> Result<(), Error> {
-    let Request { root, resolved: Resolved { recipe, preset }, seed, .. } = request;
+/// See [`Error`]. A run that could not be finished has a record that says `failed: …`, one that was asked to stop
+/// one that says so.
+pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
+    let Request { root, resolved: Resolved { recipe, preset }, seed, output, .. } = request;
     let model = &recipe.model.name;
     // A folder's classes are known only once it is read, but a wrong model field is wrong at once.
     let without_data = architecture(recipe, data::class_count(recipe.dataset))?;
     let default = || root.join("results/runs").join(format!("{model}--{preset}--s{seed}"));
     let run = RunDir::open(&request.out.clone().unwrap_or_else(default))?;
-    let tell = |text: &str| {
-        if !request.quiet {
-            say(text);
-        }
-    };
 
     let loaded =
-        data::load(recipe, root, request.data_dir.as_deref(), request.stream, &mut |text| tell(text));
+        data::load(recipe, root, request.data_dir.as_deref(), request.stream, &mut |text| output.say(text));
     let source = match loaded {
         Ok(source) => source,
         // What was asked for wrongly leaves no run behind.
@@ -81,42 +91,55 @@ pub fn train(request: &Request) -> Result<(), Error> {
         verify(weights)?;
     }
     let found = if request.fresh { Found::Nothing } else { run.find(recipe, *seed, &source.sha256)? };
-    match found {
-        Found::Finished(record) => {
-            tell(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
-            return Ok(());
-        }
-        // The same recipe, seed and data: what is there is replaced epoch by epoch.
-        Found::Unfinished => tell(&format!("{model}: an unfinished run is there; training starts over")),
-        Found::Nothing => run.clear()?,
-    }
-    run.tidy()?;
-
     let mut record = new_record(request, &architecture, &source.sha256)?;
     record.skipped_files = source.skipped.len();
+    let mut checkpoint = None;
+    match found {
+        Found::Finished(record) => {
+            output.say(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
+            return Ok(());
+        }
+        // The same recipe, seed and data.
+        Found::Unfinished(earlier) => {
+            run.tidy()?;
+            checkpoint = newest_checkpoint(&run, model, *output)?;
+            if let Some(Checkpoint { position, .. }) = &checkpoint {
+                record.result.started_at = earlier.result.started_at;
+                record.resumed_from = earlier.resumed_from;
+                record.resumed_from.push(position.to_string());
+            }
+        }
+        Found::Nothing => {
+            run.clear()?;
+            run.tidy()?;
+        }
+    }
+
     // The record first: a directory with one is known to be a run's.
     run.write_record(&record)?;
     run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
-    let progress = Progress::new(recipe.train.epochs, source.train.len(), request.quiet, run.log()?);
+    let progress = Progress::new(recipe.train.epochs, source.train.len(), *output, run.log()?);
     progress.line(&format!(
-        "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} with {} threads, seed {seed}",
+        "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} on {} with {} threads, seed {seed}",
         grouped(architecture.params),
         source.train.len(),
         source.name,
         recipe.train.epochs,
         recipe.train.batch_size,
+        record.result.precision,
         record.result.device,
         record.result.threads,
     ));
-
+    progress.event("run", json!({ "path": run.path(), "result": record.result }));
     for skipped in &source.skipped {
         progress.line(&format!("{model}: left out {skipped}"));
     }
 
-    let attempt = || train_and_test(request, &architecture, &source, &run, &progress);
+    let attempt = || train_and_test(request, stop, &architecture, &source, &run, &progress, checkpoint);
     // libtorch's refusals inside a forward pass (out of memory, say) come as panics of tch.
     let outcome = catch_unwind(AssertUnwindSafe(attempt))
-        .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())));
+        .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())))
+        .map_err(|error| error.or_out_of_memory(&recipe.train));
     progress.finish();
     record.result.peak_memory_mb = environment::peak_memory_mb();
     match outcome {
@@ -124,15 +147,41 @@ pub fn train(request: &Request) -> Result<(), Error> {
             finish(&mut record, &finished);
             run.write_record(&record)?;
             progress.line(&format!("{model}: {}; in {}", verdict(&record.result), run.path().display()));
+            progress.event("result", json!({ "result": record.result }));
             Ok(())
         }
         Err(error) => {
-            record.result.status = format!("failed: {error}");
+            let stopped = matches!(error, Error::Stopped { .. });
+            record.result.status =
+                if stopped { STATUS_STOPPED.to_owned() } else { format!("failed: {error}") };
             // The first error is the one to report, even if the disk cannot take the record.
             let _ = run.write_record(&record);
+            progress.event("end", json!({ "status": record.result.status }));
+            if stopped {
+                let place = run.path().display();
+                progress.line(&format!("{model}: everything is saved in {place}; the same command goes on"));
+            }
             Err(error)
         }
     }
+}
+
+/// The checkpoint to go on from, if there is one. Those that cannot be used are told of.
+fn newest_checkpoint(run: &RunDir, model: &str, output: Output) -> Result<Option<Checkpoint>, Error> {
+    let found = checkpoint::find(&run.checkpoints())?;
+    for error in found.passed_over {
+        if matches!(error, CheckpointError::Newer { .. }) {
+            return Err(error.into());
+        }
+        output.say(&format!("{model}: {error}"));
+    }
+    match &found.checkpoint {
+        Some(checkpoint) => {
+            output.say(&format!("{model}: goes on from checkpoint {}", checkpoint.position));
+        }
+        None => output.say(&format!("{model}: stopped before its first checkpoint; training starts over")),
+    }
+    Ok(found.checkpoint)
 }
 
 /// Leaves a failed record for a run that had no data to begin with, unless a run is there already.
@@ -185,12 +234,15 @@ struct Finished {
 
 fn train_and_test(
     request: &Request,
+    stop: &Stop,
     architecture: &Architecture,
     source: &Source,
     run: &RunDir,
     progress: &Progress,
+    checkpoint: Option<Checkpoint>,
 ) -> Result<Finished, Error> {
-    let Request { resolved: Resolved { recipe, .. }, seed, device, .. } = request;
+    let Request { resolved: Resolved { recipe, .. }, seed, device, precision, .. } = request;
+    precision.prepare()?;
     let vs = VarStore::new(*device);
     seed_initial_weights(*seed);
     let network = architecture.init(&vs.root())?;
@@ -201,6 +253,28 @@ fn train_and_test(
     }
     let stats = source.normalization(&recipe.data)?;
     let (train_set, test_set) = source.sets(*device)?;
+    let mut state = State::new(&vs, architecture, recipe)?;
+    let mut keeper = keeper(request, architecture, source, run, &stats)?;
+    if let Some(checkpoint) = checkpoint {
+        let machine = state.restore(&vs, &checkpoint, &keeper.identity)?;
+        if machine != keeper.machine {
+            progress.line(&format!(
+                "{}: this checkpoint was computed elsewhere ({}, {} threads, {}, libtorch {}); \
+                 the numbers may differ in their last digits from those of a run in one place",
+                architecture.model, machine.device, machine.threads, machine.cpu, machine.libtorch
+            ));
+        }
+        keeper.publish(&state)?;
+    }
+    if let Some(histograms) = request.tensorboard {
+        let updates = state.counters.updates;
+        let mut board = Board::open(run.file("tensorboard"), updates, histograms)?;
+        if updates == 0 {
+            let sheet = inspect::sheet(recipe, source, (*seed, 1), 16, *device)?;
+            board.picture(0, "train/images", &sheet)?;
+        }
+        keeper.board = Some(board);
+    }
     let job = Job {
         recipe,
         seed: *seed,
@@ -209,42 +283,67 @@ fn train_and_test(
         train: Part { set: &train_set, range: source.train.clone() },
         validation: Part { set: &train_set, range: source.validation.clone() },
         presentation: Presentation::new(recipe, &stats, source.class_names.len() as i64, *device)?,
+        precision: *precision,
+        progress,
+        stop,
     };
-    let mut kept: Option<(EpochStats, String)> = None;
-    let select = recipe.train.select;
-    let history = fit(&job, progress, |history, is_best| {
-        let keep = select == Select::Last || is_best;
-        if let (true, Some(epoch)) = (keep, history.last()) {
-            let card = Card {
-                model: architecture.model.clone(),
-                family: architecture.family.to_owned(),
-                config: architecture.config.clone(),
-                recipe: recipe.clone(),
-                data_sha256: source.sha256.clone(),
-                channel_mean: stats.mean,
-                channel_std: stats.std,
-                class_names: source.class_names.clone(),
-                epoch: epoch.epoch,
-                val_top1: epoch.val_top1,
-            };
-            let bytes = weights::to_bytes(&vs, &card)?;
-            run.write(select.weights_file(), &bytes)?;
-            kept = Some((epoch.clone(), recipes::hex(&Sha256::digest(&bytes))));
-        }
-        run.write_history(history)
-    })?;
+    progress.at(&state);
+    fit(&job, &mut state, &mut keeper)?;
 
-    let (kept, weights_sha256) =
-        kept.ok_or_else(|| Error::Training("no epoch had a validation accuracy".to_owned()))?;
+    let kept = state.kept.ok_or_else(|| Error::Training("no epoch was trained".to_owned()))?;
     // Tested are the weights on disk, as anyone would load them.
-    weights::load(&vs, architecture, &run.file(select.weights_file()), false)?;
+    weights::load(&vs, architecture, &run.file(recipe.train.select.weights_file()), false)?;
     let test = Part { set: &test_set, range: 0..test_set.len() };
-    let smoothing = recipe.train.label_smoothing;
-    let test = evaluate(job.network, &test, &job.presentation, recipe.train.batch_size, smoothing)?;
+    let test = evaluate(job.network, &test, &job.presentation, &recipe.train, stop)?;
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
-    Ok(Finished { history, kept, test, weights_sha256 })
+    let history = state.counters.history;
+    let epoch = history.iter().find(|stats| stats.epoch == kept.epoch).cloned();
+    let epoch = epoch.ok_or_else(|| Error::Training("the kept epoch is not in the history".to_owned()))?;
+    Ok(Finished { history, kept: epoch, test, weights_sha256: kept.sha256 })
+}
+
+/// What writes this run down.
+fn keeper<'a>(
+    request: &Request,
+    architecture: &Architecture,
+    source: &Source,
+    run: &'a RunDir,
+    stats: &ChannelStats,
+) -> Result<Keeper<'a>, Error> {
+    let Request { resolved: Resolved { recipe, .. }, seed, device, precision, saving, .. } = request;
+    Ok(Keeper {
+        run,
+        card: Card {
+            model: architecture.model.clone(),
+            family: architecture.family.to_owned(),
+            config: architecture.config.clone(),
+            recipe: recipe.clone(),
+            data_sha256: source.sha256.clone(),
+            channel_mean: stats.mean,
+            channel_std: stats.std,
+            class_names: source.class_names.clone(),
+            epoch: 0,
+            val_top1: 0.0,
+        },
+        select: recipe.train.select,
+        identity: Identity {
+            recipe_sha256: recipes::digest(recipe)?,
+            data_sha256: source.sha256.clone(),
+            seed: *seed,
+            precision: precision.as_str().to_owned(),
+        },
+        machine: Machine {
+            device: environment::device_name(*device),
+            threads: tch::get_num_threads(),
+            cpu: environment::cpu(),
+            libtorch: environment::LIBTORCH.to_owned(),
+        },
+        saving: *saving,
+        board: None,
+        saved_at: Instant::now(),
+    })
 }
 
 /// Checks that initial weights are the ones the recipe means.
@@ -288,7 +387,7 @@ fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str)
         images_per_second: None,
         peak_memory_mb: None,
         device: environment::device_name(*device),
-        precision: "f32".to_owned(),
+        precision: request.precision.as_str().to_owned(),
         threads: tch::get_num_threads(),
         libtorch: environment::LIBTORCH.to_owned(),
         data_sha256: data_sha256.to_owned(),
@@ -305,6 +404,7 @@ fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str)
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu: environment::cpu(),
         skipped_files: 0,
+        resumed_from: Vec::new(),
     })
 }
 
@@ -314,7 +414,7 @@ fn finish(record: &mut RunRecord, finished: &Finished) {
     let seconds: f64 = history.iter().map(|epoch| epoch.train_seconds).sum();
     let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
     row.best_epoch = Some(kept.epoch);
-    row.val_top1 = Some(rounded(kept.val_top1));
+    row.val_top1 = Some(rounded(kept.kept_top1()));
     row.test_top1 = Some(rounded(test.top1));
     row.test_top5 = Some(rounded(test.top5));
     row.test_loss = Some(rounded(test.loss));

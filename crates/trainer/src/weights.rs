@@ -102,6 +102,45 @@ pub fn tensors_to_bytes(
         .map_err(|error| Error::Training(format!("the tensors cannot be written: {error}")))
 }
 
+/// The tensors of a safetensors file in f32, by name, on the CPU.
+///
+/// # Errors
+/// Bytes that are not safetensors, or tensors of another type.
+pub fn tensors_from_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let tensor = |(name, view): (String, TensorView)| match view.dtype() {
+        Dtype::F32 => {
+            let tensor = Tensor::f_from_data_size(view.data(), &shape(&view), Kind::Float);
+            Ok((name, tensor.map_err(|error| error.to_string())?))
+        }
+        other => Err(format!("{name} holds {other:?}, expected F32")),
+    };
+    file.tensors().into_iter().map(tensor).collect()
+}
+
+/// Copies `saved` into the tensors of the same names. Names and shapes must agree; if they do not, nothing is copied.
+///
+/// # Errors
+/// The first tensor that is missing, unexpected or of another shape, or libtorch's refusal.
+pub fn copy_exactly(
+    tensors: &BTreeMap<String, Tensor>,
+    saved: &BTreeMap<String, Tensor>,
+) -> Result<(), String> {
+    if let Some(name) = saved.keys().find(|name| !tensors.contains_key(*name)) {
+        return Err(format!("it has a tensor {name} that is not expected"));
+    }
+    for (name, tensor) in tensors {
+        let (want, got) = (tensor.size(), saved.get(name).map(Tensor::size));
+        match got {
+            None => return Err(format!("it has no tensor {name}")),
+            Some(got) if got != want => return Err(format!("{name} is {got:?}, expected {want:?}")),
+            Some(_) => {}
+        }
+    }
+    let copy = |(name, tensor): (&String, &Tensor)| tensor.shallow_clone().f_copy_(&saved[name]);
+    tch::no_grad(|| tensors.iter().try_for_each(copy)).map_err(|error| error.to_string())
+}
+
 /// The card of a weights file this project wrote.
 ///
 /// # Errors

@@ -1,10 +1,12 @@
 //! The `trainer` program from the outside: a real run on the digits, what it leaves, what it refuses.
 
+mod runs;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 
-use assert_cmd::Command;
+use runs::{error_line, history, record, root, stdout, trainer};
 
 /// A ConvMixer small enough to learn the digits in seconds.
 const SMALL: [&str; 14] = [
@@ -24,17 +26,6 @@ const SMALL: [&str; 14] = [
     "schedule.name=constant",
 ];
 
-fn trainer() -> Command {
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("trainer"));
-    // One line per error is promised whatever the environment asks for.
-    command.env("RUST_BACKTRACE", "1").current_dir(root());
-    command
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
 fn small_run(out: &Path, more: &[&str]) -> Output {
     trainer()
         .args(["train", "--model", "convmixer_reference", "--preset", "quick", "--device", "cpu", "--out"])
@@ -43,38 +34,6 @@ fn small_run(out: &Path, more: &[&str]) -> Output {
         .args(more)
         .output()
         .expect("the trainer starts")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// The one line of an error, checked to be one line.
-fn error_line(output: &Output, code: i32) -> String {
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    assert!(text.starts_with("error: ") && text.trim_end().lines().count() == 1, "{text}");
-    text
-}
-
-/// `history.csv` without the columns that measure time.
-fn history(run: &Path) -> Vec<Vec<String>> {
-    let mut reader = csv::Reader::from_path(run.join("history.csv")).expect("there is a history");
-    let header = reader.headers().expect("it has a header").clone();
-    let timed = ["images_per_second", "train_seconds", "val_seconds"];
-    reader
-        .records()
-        .map(|row| {
-            let row = row.expect("it is whole");
-            let kept = header.iter().zip(&row).filter(|(name, _)| !timed.contains(name));
-            kept.map(|(_, value)| value.to_owned()).collect()
-        })
-        .collect()
-}
-
-fn record(run: &Path) -> serde_json::Value {
-    serde_json::from_str(&fs::read_to_string(run.join("record.json")).expect("there is a record"))
-        .expect("it is JSON")
 }
 
 #[test]
@@ -267,24 +226,34 @@ fn a_directory_with_files_of_nobodys_run_is_left_alone() {
 }
 
 #[test]
-fn a_killed_run_starts_over_and_leaves_no_litter() {
+fn a_run_without_checkpoints_starts_over_and_one_with_them_only_tests() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let run = directory.path().join("run");
     assert!(small_run(&run, &["--quiet"]).status.success());
-    let finished = history(&run);
-    // As a kill in the middle of the second epoch's save leaves it.
+    let (finished, before) = (history(&run), record(&run));
+    // As kills leave it before the test, while files are written, and before the recipe was.
     let text = fs::read_to_string(run.join("record.json")).expect("there is a record");
     let killed = text.replace("\"status\": \"complete\"", "\"status\": \"running\"");
     assert_ne!(text, killed);
-    fs::write(run.join("record.json"), killed).expect("it can be written");
-    fs::write(run.join(".best.safetensors.1.partial"), "half").expect("it can be written");
-    fs::remove_file(run.join("recipe.toml")).expect("it is there");
-
+    let kill = || {
+        fs::write(run.join("record.json"), &killed).expect("it can be written");
+        fs::write(run.join(".best.safetensors.1.partial"), "half").expect("it can be written");
+        fs::remove_file(run.join("recipe.toml")).expect("it is there");
+    };
+    kill();
     let again = small_run(&run, &[]);
-    assert!(again.status.success() && stdout(&again).contains("an unfinished run is there"));
+    assert!(again.status.success() && stdout(&again).contains("goes on from checkpoint epoch-0003"));
+    assert_eq!(record(&run)["result"]["test_top1"], before["result"]["test_top1"]);
+    assert_eq!(record(&run)["weights_sha256"], before["weights_sha256"]);
+    assert!(!run.join(".best.safetensors.1.partial").exists());
+
+    kill();
+    fs::remove_dir_all(run.join("checkpoints")).expect("it is there");
+    let again = small_run(&run, &[]);
+    assert!(again.status.success() && stdout(&again).contains("training starts over"));
     assert_eq!(history(&run), finished);
     assert_eq!(record(&run)["result"]["status"], "complete");
-    assert!(!run.join(".best.safetensors.1.partial").exists());
+    assert_eq!(record(&run)["resumed_from"], serde_json::json!([]));
 }
 
 #[test]
@@ -292,7 +261,11 @@ fn a_loss_that_is_no_number_fails_the_run_and_says_what_to_change() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let run = directory.path().join("run");
     let line = error_line(&small_run(&run, &["--quiet", "--set", "optimizer.lr=1e30"]), 1);
-    assert!(line.contains("loss became") && line.contains("lower optimizer.lr"), "{line}");
+    assert!(
+        line.contains("loss is no longer a finite number at step ") && line.contains("of epoch 1"),
+        "{line}"
+    );
+    assert!(line.contains("at a learning rate of 1e30") && line.contains("lower optimizer.lr"), "{line}");
     let status = record(&run)["result"]["status"].clone();
     assert!(status.as_str().is_some_and(|status| status.starts_with("failed: the")), "{status}");
 }
@@ -379,7 +352,7 @@ fn a_full_disk_ends_the_run_with_one_line_and_a_record_that_says_so() {
     assert!(unmounted.is_ok_and(|status| status.success()));
 
     let line = error_line(&output, 1);
-    assert!(line.contains("best.safetensors") && line.contains("No space left"), "{line}");
+    assert!(line.contains("epoch-0001") && line.contains("No space left"), "{line}");
     assert!(status.expect("the record is whole").contains("failed: "));
     assert!(!leftovers.iter().any(|name| name.contains("partial")), "{leftovers:?}");
 }
@@ -428,4 +401,97 @@ fn the_last_epoch_is_kept_and_the_schedule_followed_if_the_recipe_says_so() {
     assert!(rates[0] > rates[2] && rates[1] > rates[2] && rates[2] < 1e-5, "{rates:?}");
     let again = small_run(&run, &more);
     assert!(stdout(&again).contains("already trained, reused"), "{}", stdout(&again));
+}
+
+#[test]
+fn a_rollback_goes_to_the_last_good_checkpoint_with_a_lower_rate() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    let more = ["optimizer.lr=1e30", "rollback.times=2", "rollback.lr_factor=1e-17"];
+    let more: Vec<&str> = more.iter().flat_map(|set| ["--set", set]).collect();
+    let ran = small_run(&run, &more);
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    // 1e30 and 1e13 are too much, 1e-4 is not.
+    assert_eq!(stdout(&ran).matches("back to epoch-0000").count(), 2, "{}", stdout(&ran));
+    let rates: Vec<f64> = history(&run).iter().map(|row| row[1].parse().expect("it is a number")).collect();
+    assert!(rates.iter().all(|rate| (rate / 1e-4 - 1.0).abs() < 1e-9), "{rates:?}");
+}
+
+#[test]
+fn a_run_ends_early_when_nothing_gets_better() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    // At this rate nothing moves, and batch norm's statistics do not either.
+    let more =
+        ["optimizer.lr=1e-30", "optimizer.weight_decay=0", "model.bn_momentum=1e-9", "train.patience=1"];
+    let more: Vec<&str> = more.iter().flat_map(|set| ["--set", set]).collect();
+    assert!(small_run(&run, &more).status.success());
+    assert_eq!(history(&run).len(), 2);
+    assert_eq!(
+        (&record(&run)["result"]["best_epoch"], &record(&run)["result"]["epochs"]),
+        (&1.into(), &3.into())
+    );
+}
+
+#[test]
+fn averaged_weights_are_validated_kept_and_tested() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    assert!(small_run(&run, &["--set", "ema.decay=0.98", "--set", "ema.warmup=true"]).status.success());
+    let (rows, record) = (history(&run), record(&run));
+    let best = record["result"]["best_epoch"].as_u64().expect("there is a best epoch") as usize;
+    let number = |column: usize| rows[best - 1][column].parse::<f64>().expect("it is a number");
+    // val_top1 and ema_val_top1; the record has that of the weights that are kept.
+    assert_ne!(number(4), number(7));
+    assert!((number(8) - record["result"]["val_top1"].as_f64().expect("a number")).abs() < 1e-6);
+    let evaluated = trainer()
+        .args(["evaluate", "--json", "--device", "cpu", "--split", "validation", "--weights"])
+        .arg(run.join("best.safetensors"))
+        .output()
+        .expect("the trainer starts");
+    let report: serde_json::Value = serde_json::from_slice(&evaluated.stdout).expect("it is JSON");
+    assert!((report["loss"].as_f64().expect("a number") - number(7)).abs() < 1e-6, "{report}");
+}
+
+#[test]
+fn programs_read_json_lines_and_tensorboard_its_events() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    let more = ["--json", "--tensorboard", "--histograms", "--precision", "bf16", "--set", "train.loss=bce"];
+    let ran = small_run(&run, &more);
+    assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let lines: Vec<serde_json::Value> =
+        stdout(&ran).lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect();
+    let of = |event: &str| lines.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
+    assert_eq!((of("run").len(), of("epoch").len(), of("result").len()), (1, 3, 1));
+    assert_eq!(of("epoch")[2]["stats"]["epoch"], 3);
+    assert_eq!(of("result")[0]["result"], record(&run)["result"]);
+    assert_eq!(record(&run)["result"]["precision"], "bf16");
+    assert!(record(&run)["result"]["test_top1"].as_f64().is_some_and(|top1| top1 > 0.6), "{}", record(&run));
+
+    let events: Vec<_> = fs::read_dir(run.join("tensorboard")).expect("it is there").collect();
+    let events = fs::read(events[0].as_ref().expect("it can be read").path()).expect("it can be read");
+    for tag in ["step/loss", "val/top1", "weights/blocks.0.1.weight", "train/images", "train/lr"] {
+        assert!(events.windows(tag.len()).any(|bytes| bytes == tag.as_bytes()), "{tag}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_step_that_does_not_fit_in_memory_names_the_batch_and_the_way_out() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    let program = assert_cmd::cargo::cargo_bin!("trainer").display().to_string();
+    // 4 GiB of addresses; the activations of a batch of large images take more.
+    let limited = format!("ulimit -v 4194304 && exec '{program}' \"$@\"");
+    let output = std::process::Command::new("sh")
+        .current_dir(root())
+        .args(["-c", &limited, "sh", "train", "--model", "convmixer_reference", "--preset", "quick", "--out"])
+        .arg(&run)
+        .args(["--device", "cpu", "--set", "data.image_size=256", "--set", "train.batch_size=256"])
+        .output()
+        .expect("the shell starts");
+    let line = error_line(&output, 1);
+    assert!(line.contains("out of memory with batches of 256 in one part"), "{line}");
+    assert!(line.contains("--set train.accumulate=2"), "{line}");
 }

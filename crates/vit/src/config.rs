@@ -1,8 +1,8 @@
 //! The numbers that make a Vision Transformer, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, InitScheme, ModelConfig, Resample, Variant, count, field_error, require_rates,
-    require_sizes, resize_position_embedding,
+    Activation, ConfigError, InitScheme, ModelConfig, Resample, Variant, count, field_error, number_after,
+    require_rates, require_sizes, resize_position_embedding,
 };
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -165,8 +165,20 @@ impl ModelConfig for VitConfig {
         Variant { name: "vit_huge_patch14_224", config: || Self::huge(14, 224) },
     ];
 
+    const EMBEDDINGS: &'static [&'static str] = &["cls_token", "pos_embed"];
+
     fn head(&self) -> &'static [&'static str] {
         &["head."]
+    }
+
+    fn layer_id(&self, name: &str) -> i64 {
+        let stem = ["patch_embed.", "cls_token", "pos_embed"];
+        match number_after(name, "blocks.") {
+            Some(block) => block + 1,
+            None if stem.iter().any(|prefix| name.starts_with(prefix)) => 0,
+            None if name.starts_with("norm.") => self.depth,
+            None => self.depth + 1,
+        }
     }
 
     /// The position embedding, bicubic with antialiasing, as timm does.

@@ -1,0 +1,127 @@
+//! What a run has on the disk at every moment: checkpoints, the weights to keep, the history.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use run_record::{EpochStats, Select};
+use sha2::{Digest, Sha256};
+use tch::nn::VarStore;
+
+use crate::board::Board;
+use crate::checkpoint::{self, Position};
+use crate::run_dir::RunDir;
+use crate::state::{Identity, Kept, Machine, State};
+use crate::weights::{self, Card};
+use crate::{Error, recipes};
+
+/// When to save, besides after every epoch, and what to leave.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Saving {
+    /// After every so many steps.
+    pub steps: Option<u64>,
+    /// When so much time has passed.
+    pub time: Option<Duration>,
+    /// Newest checkpoints to leave.
+    pub last: usize,
+    /// Checkpoints of the best epochs to leave.
+    pub best: usize,
+}
+
+/// Writes down what must last.
+#[derive(Debug)]
+pub struct Keeper<'a> {
+    /// The run's directory.
+    pub run: &'a RunDir,
+    /// What the kept weights say of themselves, but for their epoch and accuracy.
+    pub card: Card,
+    /// Which epoch's weights to keep.
+    pub select: Select,
+    /// What a checkpoint belongs to.
+    pub identity: Identity,
+    /// What computes it.
+    pub machine: Machine,
+    /// When to save, and what to leave.
+    pub saving: Saving,
+    /// TensorBoard's events, if they are asked for.
+    pub board: Option<Board>,
+    /// When this process saved last, or began.
+    pub saved_at: Instant,
+}
+
+impl Keeper<'_> {
+    /// Whether a checkpoint is due after a step.
+    pub fn is_due(&self, step: u64) -> bool {
+        self.saving.steps.is_some_and(|steps| step % steps.max(1) == 0)
+            || self.saving.time.is_some_and(|time| self.saved_at.elapsed() >= time)
+    }
+
+    /// Saves a checkpoint, unless there is a whole one of this moment.
+    ///
+    /// # Errors
+    /// Weights that are not finite, which would be of no use, or a disk that cannot take them.
+    pub fn save(&mut self, vs: &VarStore, state: &State) -> Result<(), Error> {
+        let directory = self.run.checkpoints();
+        if checkpoint::load(&directory, state.counters.position()).is_err() {
+            checkpoint::save(&directory, &state.to_checkpoint(vs, &self.identity, &self.machine)?)?;
+        }
+        self.saved_at = Instant::now();
+        self.board.as_mut().map_or(Ok(()), Board::flush)
+    }
+
+    /// Removes the checkpoints there is no more need for.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn retain(&self, state: &State) -> Result<(), Error> {
+        let at_end = |epoch| Position { epoch, step: None };
+        let best = state.counters.best_epochs().into_iter().take(self.saving.best);
+        // A rollback goes to the end of an epoch, wherever a killed run went on from.
+        let last = state.counters.epoch() - 1;
+        let spared: Vec<Position> = best.chain([last]).map(at_end).collect();
+        checkpoint::retain(&self.run.checkpoints(), self.saving.last, &spared)?;
+        Ok(())
+    }
+
+    /// The weights as they are, to keep as those of an epoch.
+    ///
+    /// # Errors
+    /// libtorch's refusal to copy a tensor.
+    pub fn weights(&self, vs: &VarStore, stats: &EpochStats) -> Result<Kept, Error> {
+        let card = Card { epoch: stats.epoch, val_top1: stats.kept_top1(), ..self.card.clone() };
+        let bytes = weights::to_bytes(vs, &card)?;
+        Ok(Kept { epoch: stats.epoch, sha256: recipes::hex(&Sha256::digest(&bytes)), bytes })
+    }
+
+    /// Has the kept weights and the history where people look for them. A checkpoint has both already.
+    ///
+    /// # Errors
+    /// A disk that cannot take them.
+    pub fn publish(&self, state: &State) -> Result<(), Error> {
+        if let Some(kept) = &state.kept {
+            self.run.write(self.select.weights_file(), &kept.bytes)?;
+        }
+        self.run.write_history(&state.counters.history)
+    }
+
+    /// Makes the state that of the newest whole checkpoint at the end of an epoch.
+    ///
+    /// # Errors
+    /// No such checkpoint.
+    pub fn go_back(&self, vs: &VarStore, state: &mut State) -> Result<Position, Error> {
+        let directory = self.run.checkpoints();
+        let positions = checkpoint::positions(&directory)?;
+        let ends = positions.into_iter().rev().filter(|position| position.step.is_none());
+        let found = ends.filter_map(|position| checkpoint::load(&directory, position).ok()).next();
+        let found =
+            found.ok_or_else(|| Error::Training("there is no checkpoint to go back to".to_owned()))?;
+        state.restore(vs, &found, &self.identity)?;
+        Ok(found.position)
+    }
+
+    /// The newest checkpoint, whole or not.
+    pub fn newest(&self) -> Option<PathBuf> {
+        let directory = self.run.checkpoints();
+        let newest = checkpoint::positions(&directory).ok()?.pop()?;
+        Some(directory.join(newest.to_string()))
+    }
+}

@@ -1,0 +1,103 @@
+//! What training makes small.
+
+use run_record::TrainRecipe;
+use tch::{Kind, Reduction, Tensor};
+
+use crate::Error;
+
+/// The recipe's loss of logits `[B, K]`, a mean over the batch, f32 without dimensions.
+///
+/// Targets are classes, i64 `[B]`, and stand for (1 − s)·onehot + s/K with the smoothing s, or shares of every class,
+/// f32 `[B, K]`, of which s is taken likewise.
+///
+/// # Errors
+/// libtorch's refusal of logits and targets that do not fit each other.
+pub fn loss(
+    recipe: &TrainRecipe,
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+) -> Result<Tensor, Error> {
+    // Losses need the range and the digits of f32, whatever the network computes in.
+    let logits = logits.f_to_kind(Kind::Float)?;
+    match recipe.loss {
+        None | Some(run_record::Loss::CrossEntropy) => cross_entropy(&logits, targets, smoothing),
+        Some(run_record::Loss::Bce) => {
+            let sum = recipe.bce_sum.unwrap_or_default();
+            binary_cross_entropy(&logits, targets, smoothing, recipe.bce_target_thresh, sum)
+        }
+    }
+}
+
+fn cross_entropy(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Tensor, Error> {
+    Ok(logits.f_cross_entropy_loss::<Tensor>(targets, None, Reduction::Mean, -100, smoothing)?)
+}
+
+/// As timm's `BinaryCrossEntropy`.
+fn binary_cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+    threshold: Option<f64>,
+    sum_classes: bool,
+) -> Result<Tensor, Error> {
+    let classes = logits.size().last().copied().unwrap_or(1);
+    let shares = match targets.dim() {
+        1 => targets.f_one_hot(classes)?.f_to_kind(Kind::Float)?,
+        _ => targets.shallow_clone(),
+    };
+    let mut shares = shares * (1.0 - smoothing) + smoothing / classes as f64;
+    if let Some(threshold) = threshold {
+        shares = shares.f_gt(threshold)?.f_to_kind(Kind::Float)?;
+    }
+    let none: Option<Tensor> = None;
+    let mean =
+        logits.f_binary_cross_entropy_with_logits(&shares, none.as_ref(), none.as_ref(), Reduction::Mean)?;
+    Ok(if sum_classes { mean * classes as f64 } else { mean })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logits() -> Tensor {
+        Tensor::from_slice(&[0f32, 3f32.ln()]).reshape([1, 2])
+    }
+
+    #[test]
+    fn smoothing_spreads_the_target_over_all_classes() {
+        let label = Tensor::from_slice(&[1i64]);
+        let of = |smoothing| cross_entropy(&logits(), &label, smoothing).unwrap().double_value(&[]);
+        assert!((of(0.0) + 0.75f64.ln()).abs() < 1e-6);
+        assert!((of(0.1) + 0.95 * 0.75f64.ln() + 0.05 * 0.25f64.ln()).abs() < 1e-6);
+        // The same shares, written out.
+        let shares = Tensor::from_slice(&[0.05f32, 0.95]).reshape([1, 2]);
+        let soft = cross_entropy(&logits(), &shares, 0.0).unwrap().double_value(&[]);
+        assert!((of(0.1) - soft).abs() < 1e-6);
+    }
+
+    #[test]
+    fn binary_cross_entropy_looks_at_every_class_by_itself() {
+        let label = Tensor::from_slice(&[1i64]);
+        let of = |smoothing, threshold, sum| {
+            binary_cross_entropy(&logits(), &label, smoothing, threshold, sum).unwrap().double_value(&[])
+        };
+        // Sigmoids 1/2 and 3/4.
+        let (first, second) = (
+            |y: f64| -(y * 0.5f64.ln() + (1.0 - y) * 0.5f64.ln()),
+            |y: f64| -(y * 0.75f64.ln() + (1.0 - y) * 0.25f64.ln()),
+        );
+        let want = |a: f64, b: f64| 0.5 * (first(a) + second(b));
+        for (got, want) in [
+            (of(0.0, None, false), want(0.0, 1.0)),
+            (of(0.2, None, false), want(0.1, 0.9)),
+            (of(0.2, Some(0.5), false), want(0.0, 1.0)),
+            (of(0.2, Some(0.05), true), 2.0 * want(1.0, 1.0)),
+        ] {
+            assert!((got - want).abs() < 1e-6, "{got} {want}");
+        }
+        let shares = Tensor::from_slice(&[0.25f32, 0.75]).reshape([1, 2]);
+        let soft = binary_cross_entropy(&logits(), &shares, 0.0, None, false).unwrap().double_value(&[]);
+        assert!((soft - want(0.25, 0.75)).abs() < 1e-6);
+    }
+}

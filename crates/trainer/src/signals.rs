@@ -1,0 +1,77 @@
+//! Being asked to stop: a step is finished, what must last is saved, and the same command goes on later.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
+
+use crate::Error;
+
+/// What a shell adds to a signal's number to say that it ended a program.
+const BY_SIGNAL: i32 = 128;
+
+/// Whether somebody has asked this process to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    signal: Arc<AtomicUsize>,
+}
+
+impl Stop {
+    /// Listens for Ctrl-C, SIGTERM and SIGUSR1 from now on. A second Ctrl-C ends the process at once.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn listen() -> io::Result<Self> {
+        let stop = Self::default();
+        let again = Arc::new(AtomicBool::new(false));
+        // In this order: the first Ctrl-C finds the switch off and turns it on, the second finds it on.
+        flag::register_conditional_shutdown(SIGINT, BY_SIGNAL + SIGINT, Arc::clone(&again))?;
+        flag::register(SIGINT, again)?;
+        for signal in [SIGINT, SIGTERM, SIGUSR1] {
+            flag::register_usize(signal, Arc::clone(&stop.signal), signal.unsigned_abs() as usize)?;
+        }
+        Ok(stop)
+    }
+
+    /// # Errors
+    /// [`Error::Stopped`] once a signal has come.
+    pub fn check(&self) -> Result<(), Error> {
+        match self.signal.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            signal => Err(Error::Stopped { signal: signal as i32 }),
+        }
+    }
+}
+
+/// The exit code of a process that a signal stopped.
+pub fn exit_code(signal: i32) -> u8 {
+    u8::try_from(BY_SIGNAL + signal).unwrap_or(1)
+}
+
+/// The name of a signal that stops.
+pub fn name(signal: i32) -> &'static str {
+    match signal {
+        SIGINT => "Ctrl-C",
+        SIGTERM => "SIGTERM",
+        SIGUSR1 => "SIGUSR1",
+        _ => "a signal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_told_with_its_exit_code() {
+        let stop = Stop::listen().unwrap();
+        assert!(stop.check().is_ok());
+        signal_hook::low_level::raise(SIGUSR1).unwrap();
+        let error = stop.check().unwrap_err();
+        assert_eq!(error.exit_code(), 138);
+        assert!(error.to_string().contains("SIGUSR1"), "{error}");
+        assert!(Stop::default().check().is_ok());
+    }
+}

@@ -1,0 +1,293 @@
+//! Everything training carries from one step to the next, and its way into a checkpoint and back.
+
+use std::collections::BTreeMap;
+
+use run_record::{EpochStats, Recipe, TrainRecipe};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::VarStore;
+
+use crate::Error;
+use crate::checkpoint::{Checkpoint, Position};
+use crate::ema::Ema;
+use crate::evaluate::{SavedSums, Sums};
+use crate::optimizer::Optimizer;
+use crate::registry::Architecture;
+use crate::weights;
+
+/// The files of a checkpoint.
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const EMA: &str = "ema.safetensors";
+const KEPT: &str = "kept.safetensors";
+const STATE: &str = "state.json";
+
+/// What training carries from step to step, besides the network's tensors.
+#[derive(Debug)]
+pub struct State {
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    /// The averaged weights, where the recipe asks for them.
+    pub ema: Option<Ema>,
+    /// Sums over the epoch under way.
+    pub sums: Sums,
+    /// How far training is.
+    pub counters: Counters,
+    /// The weights to keep if training ended here.
+    pub kept: Option<Kept>,
+}
+
+/// How far training is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counters {
+    /// Finished epochs.
+    pub history: Vec<EpochStats>,
+    /// Steps of the epoch under way.
+    pub step: u64,
+    /// Updates of the run.
+    pub updates: u64,
+    /// Seconds of training in the epoch under way.
+    pub seconds: f64,
+    /// How often training went back to a checkpoint because the loss was no longer a number.
+    pub rollbacks: u32,
+}
+
+/// The weights of an epoch, as a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The epoch.
+    pub epoch: u32,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// The safetensors file.
+    #[serde(skip)]
+    pub bytes: Vec<u8>,
+}
+
+/// What a checkpoint must agree with to go on from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// Digest of the recipe.
+    pub recipe_sha256: String,
+    /// Digest of the data set.
+    pub data_sha256: String,
+    /// Seed of every draw.
+    pub seed: u64,
+    /// Arithmetic of a training step.
+    pub precision: String,
+}
+
+/// What computed a checkpoint. On another machine a run goes on, but its numbers may differ in the last bits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// CPU threads of libtorch.
+    pub threads: i32,
+    /// Processor model.
+    pub cpu: String,
+    /// libtorch's version.
+    pub libtorch: String,
+}
+
+/// `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    run: Identity,
+    machine: Machine,
+    counters: Counters,
+    sums: SavedSums,
+    kept: Option<Kept>,
+}
+
+impl Counters {
+    /// The epoch under way, counted from 1.
+    pub fn epoch(&self) -> u32 {
+        self.history.len() as u32 + 1
+    }
+
+    /// Where in the run this is.
+    pub fn position(&self) -> Position {
+        match self.step {
+            0 => Position { epoch: self.epoch() - 1, step: None },
+            step => Position { epoch: self.epoch(), step: Some(step) },
+        }
+    }
+
+    /// The epochs by validation top-1 of the weights a run would keep, the best first, of equals the earlier.
+    pub fn best_epochs(&self) -> Vec<u32> {
+        let mut epochs: Vec<&EpochStats> = self.history.iter().collect();
+        epochs.sort_by(|a, b| b.kept_top1().total_cmp(&a.kept_top1()).then(a.epoch.cmp(&b.epoch)));
+        epochs.into_iter().map(|stats| stats.epoch).collect()
+    }
+
+    /// Whether there is nothing left to train: all epochs are done, or too many in a row brought nothing.
+    pub fn is_finished(&self, train: &TrainRecipe) -> bool {
+        let done = self.epoch() - 1;
+        let idle = self.best_epochs().first().map_or(0, |best| done - best);
+        done >= train.epochs || (self.step == 0 && train.patience.is_some_and(|patience| idle >= patience))
+    }
+}
+
+impl State {
+    /// Before the first step.
+    ///
+    /// # Errors
+    /// A constant of the optimiser that is out of its range, or libtorch's refusal.
+    pub fn new(vs: &VarStore, architecture: &Architecture, recipe: &Recipe) -> Result<Self, Error> {
+        Ok(Self {
+            optimizer: Optimizer::new(vs, architecture, &recipe.optimizer)?,
+            ema: recipe.ema.map(|ema| Ema::new(vs, ema)).transpose()?,
+            sums: Sums::new(vs.device(), SavedSums::default())?,
+            counters: Counters::default(),
+            kept: None,
+        })
+    }
+
+    /// Everything, as the files of a checkpoint; waits for the device.
+    ///
+    /// # Errors
+    /// libtorch's refusal to copy a tensor.
+    pub fn to_checkpoint(
+        &self,
+        vs: &VarStore,
+        run: &Identity,
+        machine: &Machine,
+    ) -> Result<Checkpoint, Error> {
+        let saved = Saved {
+            run: run.clone(),
+            machine: machine.clone(),
+            counters: self.counters.clone(),
+            sums: self.sums.save(),
+            kept: self.kept.clone(),
+        };
+        let json = serde_json::to_vec_pretty(&saved)
+            .map_err(|error| Error::Training(format!("the state cannot be written: {error}")))?;
+        let mut files = BTreeMap::from([
+            (STATE.to_owned(), json),
+            (MODEL.to_owned(), weights::tensors_to_bytes(tensors(vs), None)?),
+            (OPTIMIZER.to_owned(), weights::tensors_to_bytes(self.optimizer.state(), None)?),
+        ]);
+        if let Some(ema) = &self.ema {
+            files.insert(EMA.to_owned(), weights::tensors_to_bytes(ema.state(), None)?);
+        }
+        if let Some(kept) = &self.kept {
+            files.insert(KEPT.to_owned(), kept.bytes.clone());
+        }
+        Ok(Checkpoint { position: self.counters.position(), files })
+    }
+
+    /// Makes this state and the network's tensors those of a checkpoint, and returns what computed it.
+    ///
+    /// # Errors
+    /// A checkpoint of another run, or one that does not fit the network.
+    pub fn restore(
+        &mut self,
+        vs: &VarStore,
+        checkpoint: &Checkpoint,
+        run: &Identity,
+    ) -> Result<Machine, Error> {
+        let position = checkpoint.position;
+        let wrong = |problem: String| {
+            Error::Training(format!("checkpoint {position}: {problem}; --fresh starts over and replaces it"))
+        };
+        let file = |name: &str| {
+            checkpoint.files.get(name).map(Vec::as_slice).ok_or_else(|| wrong(format!("it has no {name}")))
+        };
+        let saved: Saved = serde_json::from_slice(file(STATE)?)
+            .map_err(|error| wrong(format!("its {STATE} cannot be read ({error})")))?;
+        let Identity { recipe_sha256, data_sha256, seed, precision } = &saved.run;
+        for (what, was, is) in [
+            ("precision", precision, &run.precision),
+            ("recipe", recipe_sha256, &run.recipe_sha256),
+            ("data", data_sha256, &run.data_sha256),
+            ("seed", &seed.to_string(), &run.seed.to_string()),
+        ] {
+            if was != is {
+                return Err(wrong(format!("it is of a run with another {what} ({was}, now {is})")));
+            }
+        }
+        let read = |name: &str| {
+            weights::tensors_from_bytes(file(name)?)
+                .map_err(|problem| wrong(format!("its {name}: {problem}")))
+        };
+        let fit = |name: &str, problem: String| wrong(format!("its {name} does not fit: {problem}"));
+        weights::copy_exactly(&tensors(vs), &read(MODEL)?).map_err(|problem| fit(MODEL, problem))?;
+        self.optimizer.load_state(&read(OPTIMIZER)?)?;
+        if let Some(ema) = &self.ema {
+            weights::copy_exactly(&ema.state(), &read(EMA)?).map_err(|problem| fit(EMA, problem))?;
+        }
+        self.kept = saved.kept;
+        if let Some(kept) = &mut self.kept {
+            kept.bytes = file(KEPT)?.to_vec();
+        }
+        self.counters = saved.counters;
+        self.sums = Sums::new(vs.device(), saved.sums)?;
+        Ok(saved.machine)
+    }
+}
+
+fn tensors(vs: &VarStore) -> BTreeMap<String, Tensor> {
+    vs.variables().into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(top1: &[f64]) -> Counters {
+        let stats = |(epoch, &val_top1): (usize, &f64)| EpochStats {
+            epoch: epoch as u32 + 1,
+            lr: 0.1,
+            train_loss: 1.0 / 3.0,
+            train_top1: 0.5,
+            val_loss: 1.0,
+            val_top1,
+            val_top5: 1.0,
+            ema_val_loss: None,
+            ema_val_top1: None,
+            ema_val_top5: None,
+            images_per_second: 1.0,
+            train_seconds: 1.0,
+            val_seconds: 1.0,
+        };
+        Counters { history: top1.iter().enumerate().map(stats).collect(), ..Counters::default() }
+    }
+
+    fn train(epochs: u32, patience: Option<u32>) -> TrainRecipe {
+        let recipe = Recipe::parse(include_str!("../../../recipes/quick/convmixer.toml")).unwrap();
+        TrainRecipe { epochs, patience, ..recipe.train }
+    }
+
+    #[test]
+    fn positions_and_the_best_epochs_follow_the_history() {
+        let mut counters = counters(&[0.5, 0.7, 0.7, 0.6]);
+        assert_eq!(counters.position().to_string(), "epoch-0004");
+        counters.step = 12;
+        assert_eq!(counters.position().to_string(), "epoch-0005-step-000012");
+        assert_eq!(counters.best_epochs(), [2, 3, 4, 1]);
+        // Averaged weights decide where there are any.
+        counters.history[0].ema_val_top1 = Some(0.9);
+        assert_eq!(counters.best_epochs()[0], 1);
+    }
+
+    #[test]
+    fn a_run_ends_after_its_epochs_or_when_patience_does() {
+        let history = counters(&[0.5, 0.7, 0.7, 0.6]);
+        assert!(history.is_finished(&train(4, None)) && !history.is_finished(&train(5, None)));
+        assert!(history.is_finished(&train(9, Some(2))) && !history.is_finished(&train(9, Some(3))));
+        assert!(!Counters::default().is_finished(&train(1, Some(1))));
+    }
+
+    #[test]
+    fn counters_survive_json_to_the_last_bit() {
+        let counters = Counters { seconds: 0.1 + 0.2, ..counters(&[1.0 / 3.0, 2.0 / 7.0]) };
+        let text = serde_json::to_string(&counters).unwrap();
+        assert_eq!(serde_json::from_str::<Counters>(&text).unwrap(), counters);
+    }
+}
