@@ -6,6 +6,7 @@ compile_error!("only Linux and macOS are supported");
 
 mod archive;
 mod check;
+mod child;
 mod datasets;
 mod disk;
 mod doctor;
@@ -14,9 +15,13 @@ mod install;
 mod libtorch;
 mod pins;
 mod pip;
+mod presets;
 mod process;
 mod progress;
 mod report;
+mod seeds;
+mod soak;
+mod summary;
 mod sweep;
 
 use std::ffi::OsString;
@@ -65,7 +70,8 @@ enum Task {
     Train(Passed),
     /// Train every model of a preset and print the table of results
     #[command(
-        after_help = "Examples:\n  cargo xtask train-all\n  cargo xtask train-all --preset quick --models convmixer"
+        after_help = "Examples:\n  cargo xtask train-all\n  cargo xtask train-all --preset quick --models convmixer\n  \
+                            cargo xtask train-all --seeds 0..3"
     )]
     TrainAll(sweep::Sweep),
     /// Evaluate trained weights; the arguments are the trainer's
@@ -107,13 +113,17 @@ enum Task {
         after_help = "Examples:\n  cargo xtask init --help\n  cargo xtask init gcvit_xxtiny --output fresh.safetensors"
     )]
     Init(Passed),
-    /// Rebuild results.csv from the runs and print the table
+    /// Rebuild results.csv and summary.csv from the runs and print the tables
     #[command(after_help = "Example:\n  cargo xtask report --results results")]
     Report {
         /// Where the runs are [default: results/ in the workspace]
         #[arg(long, value_name = "DIR")]
         results: Option<PathBuf>,
     },
+    /// Kill trainers at random moments, and check that nothing is lost by it
+    #[command(after_help = "Examples:\n  cargo xtask soak --kills 10 --models vit\n  \
+                            cargo xtask soak --kills 100 --set train.epochs=2")]
+    Soak(soak::Soak),
     /// Run every test of the workspace; further arguments are those of `cargo test`
     #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test -- --nocapture")]
     Test(Passed),
@@ -233,6 +243,7 @@ fn run(task: Task) -> Result<u8> {
         Task::Init(_) => in_trainer(&place, "init"),
         Task::TrainAll(args) => sweep::train_all(&place, &args),
         Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
+        Task::Soak(args) => soak::soak(&place, &args),
         Task::Test(_) => {
             libtorch::ensure(&place, FlavorChoice::Auto, None)?;
             let mut tests = cargo(&place);

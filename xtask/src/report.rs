@@ -1,13 +1,17 @@
-//! The results table, rebuilt from the record every run leaves.
+//! The results tables, rebuilt from the record every run leaves.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets};
-use run_record::{ResultRow, RunRecord, STATUS_RUNNING, duration, write_atomically};
+use run_record::{
+    ResultRow, RunRecord, STATUS_RUNNING, STATUS_STOPPED, SummaryRow, duration, write_atomically,
+};
+use serde::Serialize;
 
 use crate::process::{note, say};
+use crate::summary;
 
 /// What the runs of a results directory came to.
 #[derive(Debug, Default)]
@@ -16,11 +20,13 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<ResultRow>,
     /// Directories of runs that are under way, or were killed.
     pub(crate) running: Vec<String>,
+    /// Directories of runs that were asked to stop.
+    pub(crate) stopped: Vec<String>,
     /// Records that cannot be read.
     pub(crate) problems: Vec<String>,
 }
 
-/// `cargo xtask report`: writes results.csv and prints the table.
+/// `cargo xtask report`: writes results.csv and summary.csv, and prints both.
 pub(crate) fn report(results: &Path) -> Result<u8> {
     if !results.is_dir() {
         bail!(
@@ -30,13 +36,22 @@ pub(crate) fn report(results: &Path) -> Result<u8> {
     }
     let report = collect(results)?;
     let csv = results.join("results.csv");
-    write_atomically(&csv, &to_csv(&report.rows)?)
-        .with_context(|| format!("cannot write {}", csv.display()))?;
+    write(&csv, &to_csv(&ResultRow::HEADER, &report.rows)?)?;
+    let groups = summary::summarise(&report.rows);
+    let summary_csv = results.join("summary.csv");
+    write(&summary_csv, &to_csv(&SummaryRow::HEADER, &groups)?)?;
     say(table(&report.rows));
+    if let Some(table) = summary::table(&groups) {
+        say(format!("\nmeans ± sample standard deviations over seeds ({}):", summary_csv.display()));
+        say(table);
+    }
     for run in &report.running {
         say(format!(
-            "not in the table: {run} has not finished (it is running, or was killed: train it again)"
+            "not in the table: {run} has not finished (it is running, or was killed: train it again, and it goes on)"
         ));
+    }
+    for run in &report.stopped {
+        say(format!("not in the table: {run} was stopped (train it again, and it goes on)"));
     }
     say(format!("{} of {} runs written to {}", report.rows.len(), runs_in(&report), csv.display()));
     for problem in &report.problems {
@@ -46,7 +61,11 @@ pub(crate) fn report(results: &Path) -> Result<u8> {
 }
 
 fn runs_in(report: &Report) -> usize {
-    report.rows.len() + report.running.len() + report.problems.len()
+    report.rows.len() + report.running.len() + report.stopped.len() + report.problems.len()
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Reads every `runs/*/record.json`.
@@ -62,17 +81,20 @@ pub(crate) fn collect(results: &Path) -> Result<Report> {
         if !path.exists() {
             continue;
         }
+        let name = || run.file_name().to_string_lossy().into_owned();
         match read_record(&path) {
-            Ok(record) if record.result.status == STATUS_RUNNING => {
-                report.running.push(run.file_name().to_string_lossy().into_owned());
-            }
-            Ok(record) => report.rows.push(record.result),
+            Ok(record) => match record.result.status.as_str() {
+                STATUS_RUNNING => report.running.push(name()),
+                STATUS_STOPPED => report.stopped.push(name()),
+                _ => report.rows.push(record.result),
+            },
             Err(error) => report.problems.push(format!("{error:#}")),
         }
     }
     let key = |row: &ResultRow| (row.model.clone(), row.preset.clone(), row.seed);
     report.rows.sort_by_key(key);
     report.running.sort();
+    report.stopped.sort();
     report.problems.sort();
     Ok(report)
 }
@@ -83,14 +105,14 @@ pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
     RunRecord::parse(&text).map_err(|problem| anyhow!("{}: {problem}", path.display()))
 }
 
-fn to_csv(rows: &[ResultRow]) -> Result<Vec<u8>> {
+fn to_csv(header: &[&str], rows: &[impl Serialize]) -> Result<Vec<u8>> {
     // The header is written by hand: without a row the writer would leave it out.
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    writer.write_record(ResultRow::HEADER)?;
+    writer.write_record(header)?;
     for row in rows {
         writer.serialize(row)?;
     }
-    writer.into_inner().context("results.csv")
+    writer.into_inner().context("a table cannot be written as CSV")
 }
 
 fn table(rows: &[ResultRow]) -> Table {
@@ -220,6 +242,7 @@ pub(crate) mod tests {
         write_record(results.path(), "1", &record("a", "quick", 9, "complete"));
         write_record(results.path(), "4", &record("a", "best", 11, "complete"));
         write_record(results.path(), "5", &record("c", "quick", 0, STATUS_RUNNING));
+        write_record(results.path(), "6", &record("c", "quick", 1, STATUS_STOPPED));
         fs::create_dir_all(results.path().join("runs/without-record")).unwrap();
         assert_eq!(report(results.path()).unwrap(), 0);
 
@@ -237,7 +260,16 @@ pub(crate) mod tests {
             shown.contains("96.12 %") && shown.contains("-0.88") && shown.contains("1 min 39 s"),
             "{shown}"
         );
-        assert_eq!(collect(results.path()).unwrap().running, ["5"]);
+        let found = collect(results.path()).unwrap();
+        assert_eq!((found.running, found.stopped), (vec!["5".to_owned()], vec!["6".to_owned()]));
+
+        let text = fs::read_to_string(results.path().join("summary.csv")).unwrap();
+        assert_eq!(text.lines().next().unwrap(), SummaryRow::HEADER.join(","));
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let groups: Vec<SummaryRow> = reader.deserialize().map(Result::unwrap).collect();
+        let keys: Vec<_> = groups.iter().map(|g| (g.preset.as_str(), g.n, g.seeds.as_str())).collect();
+        assert_eq!(keys, [("best", 1, "11"), ("quick", 2, "9 10")]);
+        assert_eq!((groups[1].test_top1_mean, groups[1].test_top1_std), (Some(0.9612), Some(0.0)));
     }
 
     #[test]
@@ -246,6 +278,8 @@ pub(crate) mod tests {
         assert_eq!(report(results.path()).unwrap(), 0);
         let text = fs::read_to_string(results.path().join("results.csv")).unwrap();
         assert_eq!(text.trim_end(), ResultRow::HEADER.join(","));
+        let text = fs::read_to_string(results.path().join("summary.csv")).unwrap();
+        assert_eq!(text.trim_end(), SummaryRow::HEADER.join(","));
         assert!(report(&results.path().join("typo")).is_err());
     }
 

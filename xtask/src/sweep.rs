@@ -1,22 +1,20 @@
-//! `train-all`: one training run per recipe of a preset, then the table.
+//! `train-all`: one training run per recipe of a preset and seed, then the tables.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use run_record::{DatasetName, Recipe, STATUS_COMPLETE, STATUS_RUNNING, duration, write_atomically};
+use run_record::{DatasetName, STATUS_COMPLETE, STATUS_RUNNING, STATUS_STOPPED, duration, write_atomically};
 
+use crate::child::{Trainers, is_stop};
 use crate::datasets::{self, CIFAR10, CIFAR100, Source};
 use crate::libtorch::{self, FlavorChoice};
-use crate::process::{Place, Usage, build_trainer, cannot_start, ending, exit_code, note, say};
+use crate::presets::{Named, forecast, recipes_of, select};
+use crate::process::{Place, build_trainer, ending, exit_code, note, say};
 use crate::report::{self, read_record};
-
-/// What 128 + SIGINT is to a shell.
-const INTERRUPTED: u8 = 130;
+use crate::seeds::Seeds;
 
 /// `cargo xtask train-all`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -33,9 +31,27 @@ pub(crate) struct Sweep {
     /// Seed of every random draw
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Several seeds, each for every model: 0..3, 0..=2 or 0,1,5
+    #[arg(long, conflicts_with = "seed")]
+    pub(crate) seeds: Option<Seeds>,
     /// auto, cpu or cuda:N, passed to the trainer
     #[arg(long)]
     pub(crate) device: Option<String>,
+    /// Arithmetic of the networks, passed to the trainer
+    #[arg(long, value_parser = ["auto", "f32", "bf16"])]
+    pub(crate) precision: Option<String>,
+    /// Minutes of training between two checkpoints inside an epoch, passed to the trainer
+    #[arg(long, value_name = "M", value_parser = minutes)]
+    pub(crate) checkpoint_minutes: Option<f64>,
+    /// How many of the latest checkpoints each run keeps, passed to the trainer
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_last: Option<u32>,
+    /// Write logs for TensorBoard beside each run
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
+    /// Have the trainer print less
+    #[arg(long)]
+    pub(crate) quiet: bool,
     /// Train again what is finished, from the start
     #[arg(long)]
     pub(crate) fresh: bool,
@@ -44,10 +60,63 @@ pub(crate) struct Sweep {
     pub(crate) results: Option<PathBuf>,
 }
 
-/// A recipe and the name of its file.
-struct Named {
-    stem: String,
-    recipe: Recipe,
+fn minutes(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0);
+    value.ok_or_else(|| "expected minutes, 0 or more".to_owned())
+}
+
+impl Sweep {
+    fn seeds(&self) -> &[u64] {
+        self.seeds.as_ref().map_or(std::slice::from_ref(&self.seed), |seeds| &seeds.0)
+    }
+
+    /// What mends a run that was interrupted.
+    fn again(&self) -> &'static str {
+        if self.fresh { "the same command without --fresh" } else { "the same command" }
+    }
+}
+
+/// What is the same for all runs of a sweep.
+struct Plan<'a> {
+    sweep: &'a Sweep,
+    preset: &'a str,
+    device: Option<&'a str>,
+    results: &'a Path,
+}
+
+impl Plan<'_> {
+    fn run_dir(&self, model: &str, seed: u64) -> PathBuf {
+        self.results.join("runs").join(format!("{model}--{}--s{seed}", self.preset))
+    }
+
+    /// Gives the trainer its arguments.
+    fn complete(&self, command: &mut Command, model: &str, seed: u64) {
+        let sweep = self.sweep;
+        command.args(["train", "--model", model, "--preset", self.preset, "--seed", &seed.to_string()]);
+        if let Some(dir) = &sweep.data_dir {
+            command.arg("--data-dir").arg(dir);
+        }
+        if let Some(device) = self.device {
+            command.args(["--device", device]);
+        }
+        if let Some(precision) = &sweep.precision {
+            command.args(["--precision", precision]);
+        }
+        if let Some(minutes) = sweep.checkpoint_minutes {
+            command.args(["--checkpoint-minutes", &minutes.to_string()]);
+        }
+        if let Some(count) = sweep.keep_last {
+            command.args(["--keep-last", &count.to_string()]);
+        }
+        for (given, flag) in
+            [(sweep.tensorboard, "--tensorboard"), (sweep.quiet, "--quiet"), (sweep.fresh, "--fresh")]
+        {
+            if given {
+                command.arg(flag);
+            }
+        }
+        command.arg("--out").arg(self.run_dir(model, seed));
+    }
 }
 
 pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
@@ -64,83 +133,83 @@ pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
     // Hours on the processor are not what was forecast: a device that turns out unusable is an error.
     let device = sweep.device.as_deref().or(chosen_for_cuda.then_some("cuda:0"));
     let recipes = select(recipes_of(&place.root, preset)?, &sweep.models)?;
-    note(format!("preset {preset}{why}: {}", forecast(&recipes)));
-
-    let there = libtorch::in_use(place).is_ok_and(|tree| tree.is_some());
-    let tree = libtorch::ensure(place, FlavorChoice::Auto, None)?;
-    if there {
-        let (flavor, dir) = (tree.flavor.as_str(), tree.dir.display());
-        note(format!("libtorch {} ({flavor}): reused from {dir}", libtorch::VERSION));
-    }
-    if sweep.data_dir.is_none() {
-        fetch_data(place, &recipes)?;
-    }
-    let code = build_trainer(place)?;
+    note(format!("preset {preset}{why}: {}", forecast(&recipes, sweep.seeds().len())));
+    let code = prepare(place, &recipes, sweep.data_dir.is_none())?;
     if code != 0 {
         return Ok(code);
     }
 
     let results = sweep.results.clone().unwrap_or_else(|| place.root.join("results"));
     fs::create_dir_all(&results).with_context(|| format!("cannot create {}", results.display()))?;
-    // A Ctrl-C reaches the trainer as well, which stops; what is done here is not to start the next.
-    let interrupt = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGINT, interrupt.clone())
-        .context("cannot listen for Ctrl-C")?;
+    let trainers = Trainers::listening()?;
+    let plan = Plan { sweep, preset, device, results: &results };
+    let code = train_each(&trainers, || place.trainer_command(), &plan, &recipes);
+    let reported = report::report(&results)?;
+    say(format!("total time {}, set-up included", duration(start.elapsed().as_secs_f64())));
+    Ok(if code == 0 { reported } else { code })
+}
+
+/// Provides what training needs: libtorch, the data sets if they are wanted, and the trainer. Returns the exit
+/// code of building it.
+pub(crate) fn prepare(place: &Place, recipes: &[Named], with_data: bool) -> Result<u8> {
+    let there = libtorch::in_use(place).is_ok_and(|tree| tree.is_some());
+    let tree = libtorch::ensure(place, FlavorChoice::Auto, None)?;
+    if there {
+        let (flavor, dir) = (tree.flavor.as_str(), tree.dir.display());
+        note(format!("libtorch {} ({flavor}): reused from {dir}", libtorch::VERSION));
+    }
+    if with_data {
+        fetch_data(place, recipes)?;
+    }
+    build_trainer(place)
+}
+
+/// Trains every model with every seed. A run that fails stops no other; a request to stop does. Returns the code
+/// of the request, 2 if a trainer refused its arguments, 1 if a run failed otherwise, or 0.
+fn train_each(trainers: &Trainers, trainer: impl Fn() -> Command, plan: &Plan<'_>, recipes: &[Named]) -> u8 {
+    let seeds = plan.sweep.seeds();
+    // One seed after the other: a whole table is there early.
+    let runs = seeds.iter().flat_map(|seed| recipes.iter().map(move |named| (named.model(), *seed)));
     let mut worst = 0;
-    for (index, named) in recipes.iter().enumerate() {
-        let model = &named.recipe.model.name;
-        note(format!("[{}/{}] {model}", index + 1, recipes.len()));
-        let run = results.join("runs").join(format!("{model}--{preset}--s{}", sweep.seed));
-        let code = match train(place.trainer_command(), sweep, device, preset, model, &run) {
-            Ok(code) => code,
-            Err(error) => {
-                note(format!("error: {model}: {error:#}"));
-                1
-            }
-        };
-        if interrupt.load(Ordering::Relaxed) || code == INTERRUPTED {
-            worst = INTERRUPTED;
-            note("stopped; the same command goes on from here");
-            break;
+    for (index, (model, seed)) in runs.enumerate() {
+        let which = if seeds.len() == 1 { String::new() } else { format!(", seed {seed}") };
+        note(format!("[{}/{}] {model}{which}", index + 1, recipes.len() * seeds.len()));
+        let mut command = trainer();
+        plan.complete(&mut command, model, seed);
+        let trained = train(trainers, &mut command, model, &plan.run_dir(model, seed), plan.sweep.again());
+        let code = trained.unwrap_or_else(|error| {
+            note(format!("error: {model}: {error:#}"));
+            1
+        });
+        // The trainer's own code first: it may have been stopped by another signal than this program.
+        if let Some(code) = Some(code).filter(|code| is_stop(*code)).or(trainers.asked_to_stop()) {
+            note(format!("stopped; {} goes on from here", plan.sweep.again()));
+            return code;
         }
         worst = worst.max(code);
     }
-    let reported = report::report(&results)?;
-    say(format!("total time {}, set-up included", duration(start.elapsed().as_secs_f64())));
-    Ok(if worst == 0 { reported } else { worst })
+    worst
 }
 
 /// Trains one model and sees to it that its record tells how that ended. Returns 0, 2 for bad
-/// usage, 130 after Ctrl-C, 1 for any other failure.
-fn train(
-    mut command: Command,
-    sweep: &Sweep,
-    device: Option<&str>,
-    preset: &str,
-    model: &str,
-    run: &Path,
-) -> Result<u8> {
-    command.args(["train", "--model", model, "--preset", preset, "--seed", &sweep.seed.to_string()]);
-    if let Some(dir) = &sweep.data_dir {
-        command.arg("--data-dir").arg(dir);
-    }
-    if let Some(device) = device {
-        command.args(["--device", device]);
-    }
-    if sweep.fresh {
-        command.arg("--fresh");
-    }
-    command.arg("--out").arg(run);
-    let status = command.status().with_context(|| cannot_start(&command))?;
+/// usage, 128 + the signal after a request to stop, 1 for any other failure.
+fn train(trainers: &Trainers, command: &mut Command, model: &str, run: &Path, again: &str) -> Result<u8> {
+    let Some(ended) = trainers.run(command, None)? else {
+        return Ok(0); // nothing was started, and train_each knows why
+    };
+    let status = ended.status;
     let settled = settle(run, status)?;
     Ok(match exit_code(status) {
         0 if settled.as_deref() == Some(STATUS_COMPLETE) => 0,
         0 => return Err(anyhow!("the trainer ended, but {} records no finished run", run.display())),
-        code @ (2 | INTERRUPTED) => code,
+        code if code == 2 || is_stop(code) => code,
         _ => {
             // A trainer that could speak has said what is wrong; one that was killed has not.
             if status.code().is_none() {
-                note(format!("error: {model}: the trainer {}", ending(status)));
+                let ending = ending(status);
+                note(format!(
+                    "error: {model}: the trainer {ending}; {again} goes on from its last checkpoint"
+                ));
             }
             1
         }
@@ -159,7 +228,12 @@ fn settle(run: &Path, status: ExitStatus) -> Result<Option<String>> {
     // another trainer holds the lock of is that one's to settle.
     let held = File::open(run.join("run.lock")).is_ok_and(|lock| lock.try_lock().is_err());
     if record.result.status == STATUS_RUNNING && !held && !matches!(status.code(), Some(0 | 2)) {
-        record.result.status = format!("failed: the trainer {}", ending(status));
+        // A second Ctrl-C, or a signal before the trainer listened, stops a run without its saying so.
+        record.result.status = if is_stop(exit_code(status)) {
+            STATUS_STOPPED.to_owned()
+        } else {
+            format!("failed: the trainer {}", ending(status))
+        };
         let text = serde_json::to_vec_pretty(&record)?;
         write_atomically(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -183,165 +257,29 @@ fn fetch_data(place: &Place, recipes: &[Named]) -> Result<()> {
     Ok(())
 }
 
-/// How much is ahead.
-fn forecast(recipes: &[Named]) -> String {
-    let mut datasets: Vec<&str> = recipes.iter().map(|named| named.recipe.dataset.as_str()).collect();
-    datasets.sort_unstable();
-    datasets.dedup();
-    let minutes = |named: &Named| named.recipe.estimate.as_ref().and_then(|estimate| estimate.cpu_minutes);
-    let time = match recipes.iter().map(minutes).sum::<Option<f64>>() {
-        Some(minutes) => format!("about {} of training on two CPU cores", duration(minutes * 60.0)),
-        None => "no estimate of the time".to_owned(),
-    };
-    let plural = if recipes.len() == 1 { "model" } else { "models" };
-    format!("{} {plural} on {}, {time}", recipes.len(), datasets.join(" and "))
-}
-
-/// The recipes of a preset, sorted by file name.
-fn recipes_of(root: &Path, preset: &str) -> Result<Vec<Named>> {
-    let all = root.join("recipes");
-    let dir = all.join(preset);
-    let is_plain = Path::new(preset).file_name().is_some_and(|name| name == preset);
-    if !is_plain || !dir.is_dir() {
-        let known = names_in(&all, |path| path.is_dir())?.join(", ");
-        return Err(Usage(format!("--preset {preset} is unknown; recipes/ has: {known}")).into());
-    }
-    let files = names_in(&dir, |path| path.extension().is_some_and(|extension| extension == "toml"))?;
-    if files.is_empty() {
-        return Err(anyhow!("{} holds no recipe", dir.display()));
-    }
-    files.iter().map(|file| read_recipe(&dir.join(file))).collect()
-}
-
-fn read_recipe(path: &Path) -> Result<Named> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let recipe = Recipe::parse(&text).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Named { stem, recipe })
-}
-
-/// Sorted names of what `keep` admits in a directory.
-fn names_in(dir: &Path, keep: impl Fn(&Path) -> bool) -> Result<Vec<String>> {
-    let listing = || format!("cannot list {}", dir.display());
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir).with_context(listing)? {
-        let entry = entry.with_context(listing)?;
-        if keep(&entry.path()) {
-            names.push(entry.file_name().to_string_lossy().into_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// The recipes whose model or file has one of the names; all of them for no names.
-fn select(recipes: Vec<Named>, models: &[String]) -> Result<Vec<Named>> {
-    let matches = |named: &Named, model: &str| named.stem == model || named.recipe.model.name == model;
-    if let Some(unknown) = models.iter().find(|model| !recipes.iter().any(|named| matches(named, model))) {
-        let known: Vec<&str> = recipes.iter().map(|named| named.recipe.model.name.as_str()).collect();
-        return Err(Usage(format!(
-            "--models {unknown}: the preset has no such model, but {}",
-            known.join(", ")
-        ))
-        .into());
-    }
-    let chosen = |named: &Named| models.is_empty() || models.iter().any(|model| matches(named, model));
-    Ok(recipes.into_iter().filter(chosen).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::report::tests::{record, write_record};
-    use std::os::unix::fs::PermissionsExt;
 
-    const RECIPE: &str = r#"
-model = "MODEL"
-dataset = "digits"
-[data]
-image_size = 32
-normalize = "unit"
-validation_from = "end"
-validation_count = 100
-[augment]
-hflip = 0.0
-[train]
-epochs = 1
-batch_size = 64
-label_smoothing = 0.0
-select = "best"
-[optimizer]
-name = "adamw"
-lr = 1e-3
-beta1 = 0.9
-beta2 = 0.999
-eps = 1e-7
-weight_decay = 1e-4
-scale_decay_by_lr = false
-[schedule]
-name = "constant"
-[estimate]
-cpu_minutes = 1.5
-"#;
-
-    fn workspace() -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (preset, stem) in [("quick", "b"), ("quick", "a"), ("reference", "a")] {
-            let dir = root.path().join("recipes").join(preset);
-            fs::create_dir_all(&dir).unwrap();
-            fs::write(dir.join(format!("{stem}.toml")), RECIPE.replace("MODEL", &format!("{stem}_model")))
-                .unwrap();
-        }
-        root
+    /// A shell that runs `text`. The file is not executed itself: a child of another test may hold it open.
+    fn script(dir: &Path, text: &str) -> Command {
+        let path = dir.join("trainer");
+        fs::write(&path, text).unwrap();
+        let mut command = Command::new("sh");
+        command.arg(path);
+        command
     }
 
-    #[test]
-    fn recipes_are_sorted_selected_by_either_name_and_summed() {
-        let root = workspace();
-        let recipes = recipes_of(root.path(), "quick").unwrap();
-        assert_eq!(recipes.iter().map(|named| named.stem.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(forecast(&recipes), "2 models on digits, about 3 min 00 s of training on two CPU cores");
-        let chosen = select(recipes, &["b".into(), "a_model".into()]).unwrap();
-        assert_eq!(chosen.len(), 2);
-        let chosen = select(chosen, &["b_model".into()]).unwrap();
-        assert_eq!(chosen[0].stem, "b");
-    }
-
-    #[test]
-    fn unknown_names_are_usage_errors_that_list_the_known_ones() {
-        let root = workspace();
-        for preset in ["quik", "../recipes/quick", ""] {
-            let error = recipes_of(root.path(), preset).map(|_| ()).unwrap_err();
-            assert!(error.is::<Usage>() && error.to_string().contains("quick, reference"), "{error}");
-        }
-        let recipes = recipes_of(root.path(), "quick").unwrap();
-        let error = select(recipes, &["vit".into()]).map(|_| ()).unwrap_err();
-        assert!(error.is::<Usage>() && error.to_string().contains("a_model, b_model"), "{error}");
-    }
-
-    #[test]
-    fn a_bad_recipe_is_named_with_its_line() {
-        let root = workspace();
-        let path = root.path().join("recipes/quick/b.toml");
-        fs::write(&path, RECIPE.replace("hflip = 0.0", "hflip = true")).unwrap();
-        let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
-        assert!(error.contains("quick/b.toml: line 10: ") && !error.contains('\n'), "{error}");
-        fs::write(&path, RECIPE.replace("epochs = 1", "epochs = 0")).unwrap();
-        let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
-        assert!(error.contains("quick/b.toml: train.epochs = 0"), "{error}");
-    }
-
-    /// A script in the trainer's place that leaves `status` in the record and then runs `end`.
+    /// A script in the trainer's place that finds `status` in the record and then runs `end`.
     fn trained(status: &str, end: &str) -> (Result<u8>, Option<String>) {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("runs/run");
         if !status.is_empty() {
             write_record(dir.path(), "run", &record("a", "quick", 0, status));
         }
-        let trainer = dir.path().join("trainer");
-        fs::write(&trainer, format!("#!/bin/sh\n{end}\n")).unwrap();
-        fs::set_permissions(&trainer, fs::Permissions::from_mode(0o755)).unwrap();
-        let code = train(Command::new(&trainer), &Sweep::default(), None, "quick", "a", &run);
+        let mut command = script(dir.path(), end);
+        let code = train(&Trainers::default(), &mut command, "a", &run, "the same command");
         (code, read_record(&run.join("record.json")).ok().map(|record| record.result.status))
     }
 
@@ -353,10 +291,19 @@ cpu_minutes = 1.5
         let (code, status) = trained(STATUS_RUNNING, "exit 3");
         assert_eq!(code.unwrap(), 1);
         assert_eq!(status.unwrap(), "failed: the trainer ended with exit code 3");
-        // Not by the signal itself, which a background job may have been started to ignore.
-        let (code, status) = trained(STATUS_RUNNING, "exit 130");
-        assert_eq!(code.unwrap(), INTERRUPTED);
-        assert_eq!(status.unwrap(), "failed: the trainer ended with exit code 130");
+    }
+
+    #[test]
+    fn a_trainer_that_was_asked_to_stop_has_not_failed() {
+        for (before, end, expected) in [
+            (STATUS_STOPPED, "exit 143", 143),
+            // By its code, not by the signal, which a background job may have been started to ignore.
+            (STATUS_RUNNING, "exit 130", 130),
+            (STATUS_RUNNING, "kill -TERM $$", 143),
+        ] {
+            let (code, status) = trained(before, end);
+            assert_eq!((code.unwrap(), status.as_deref()), (expected, Some(STATUS_STOPPED)), "{end}");
+        }
     }
 
     #[test]
@@ -368,7 +315,8 @@ cpu_minutes = 1.5
         lock.lock().unwrap();
         let refused = Command::new("false").status().unwrap();
         assert_eq!(settle(&run, refused).unwrap().as_deref(), Some(STATUS_RUNNING));
-        drop(lock);
+        // Unlocked, not closed: a child that another test is just starting may have it open as well.
+        lock.unlock().unwrap();
         assert!(settle(&run, refused).unwrap().is_some_and(|status| status.starts_with("failed: ")));
     }
 
@@ -383,5 +331,70 @@ cpu_minutes = 1.5
         assert_eq!((code.unwrap(), status.as_deref()), (2, Some(STATUS_RUNNING)));
         let (code, status) = trained("", "exit 0");
         assert!(code.unwrap_err().to_string().contains("records no finished run") && status.is_none());
+    }
+
+    /// Runs `a_model` and `b_model` with a script whose `$log` takes notes and whose `$run` is the run's
+    /// directory; returns the code and the notes.
+    fn swept(sweep: &Sweep, results: &Path, text: &str) -> (u8, String) {
+        let workspace = crate::presets::tests::workspace();
+        let recipes = recipes_of(workspace.path(), "quick").unwrap();
+        let log = results.join("log");
+        let read = "for arg; do run=$arg; done; mkdir -p \"$run\"";
+        let text = format!("log={}\n{read}\n{text}", log.display());
+        let plan = Plan { sweep, preset: "quick", device: Some("cpu"), results };
+        let code = train_each(&Trainers::default(), || script(results, &text), &plan, &recipes);
+        (code, fs::read_to_string(log).unwrap_or_default())
+    }
+
+    #[test]
+    fn every_seed_has_a_run_of_every_model_with_the_flags() {
+        let results = tempfile::tempdir().unwrap();
+        let sweep = Sweep {
+            seeds: Some(Seeds(vec![2, 0])),
+            precision: Some("bf16".into()),
+            checkpoint_minutes: Some(5.0),
+            keep_last: Some(3),
+            tensorboard: true,
+            ..Sweep::default()
+        };
+        let runs = results.path().join("runs");
+        for seed in [2, 0] {
+            for model in ["a_model", "b_model"] {
+                let name = format!("{model}--quick--s{seed}");
+                write_record(results.path(), &name, &record(model, "quick", seed, STATUS_COMPLETE));
+            }
+        }
+        let (code, notes) = swept(&sweep, results.path(), "echo \"$@\" >> $log");
+        let expected =
+            [("a_model", 2), ("b_model", 2), ("a_model", 0), ("b_model", 0)].map(|(model, seed)| {
+                format!(
+                    "train --model {model} --preset quick --seed {seed} --device cpu --precision bf16 \
+                 --checkpoint-minutes 5 --keep-last 3 --tensorboard --out {}/{model}--quick--s{seed}",
+                    runs.display()
+                )
+            });
+        assert_eq!((code, notes.lines().collect::<Vec<_>>()), (0, expected.iter().map(|x| &x[..]).collect()));
+    }
+
+    #[test]
+    fn a_failed_model_stops_no_other_and_has_its_row() {
+        let results = tempfile::tempdir().unwrap();
+        write_record(results.path(), "a_model--quick--s0", &record("a_model", "quick", 0, STATUS_RUNNING));
+        write_record(results.path(), "b_model--quick--s0", &record("b_model", "quick", 0, STATUS_COMPLETE));
+        let fails = "echo x >> $log; case $run in */a_model*) kill -9 $$;; esac";
+        let (code, notes) = swept(&Sweep::default(), results.path(), fails);
+        assert_eq!((code, notes.as_str()), (1, "x\nx\n"));
+        let rows = report::collect(results.path()).unwrap().rows;
+        let statuses: Vec<&str> = rows.iter().map(|row| row.status.as_str()).collect();
+        assert_eq!(statuses, ["failed: the trainer was killed by signal 9", STATUS_COMPLETE]);
+    }
+
+    #[test]
+    fn a_trainer_that_was_stopped_is_the_last() {
+        for code in [130, 143, 128 + signal_hook::consts::SIGUSR1 as u8] {
+            let results = tempfile::tempdir().unwrap();
+            let stops = format!("echo x >> $log; exit {code}");
+            assert_eq!(swept(&Sweep::default(), results.path(), &stops), (code, "x\n".to_owned()));
+        }
     }
 }

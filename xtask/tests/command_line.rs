@@ -53,6 +53,18 @@ fn bad_usage_ends_with_2() {
         let (code, stderr) = outcome(xtask(dir.path()).args(args));
         assert_eq!(code, Some(2), "{args:?}: {stderr}");
     }
+    for (seeds, expected) in [
+        ("3..0", "3..0 has no seed"),
+        ("0..=x", "expected 0..3, 0..=2, 0,1,5 or 3"),
+        ("0..1001", "at most 1000"),
+    ] {
+        let (code, stderr) = outcome(xtask(dir.path()).args(["train-all", "--seeds", seeds]));
+        assert_eq!(code, Some(2));
+        assert_one_error_line(&stderr);
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    let both = ["train-all", "--seed", "1", "--seeds", "0..3"];
+    assert_eq!(outcome(xtask(dir.path()).args(both)).0, Some(2));
     let (code, stderr) = outcome(xtask(dir.path()).args(["train-all", "--preset", "quik"]));
     assert_eq!(code, Some(2));
     assert_one_error_line(&stderr);
@@ -93,7 +105,7 @@ fn a_python_that_is_missing_is_one_line_too() {
 fn digits_need_no_fetching_and_help_shows_examples() {
     let dir = workspace();
     assert_eq!(outcome(xtask(dir.path()).args(["fetch", "digits"])).0, Some(0));
-    for command in ["setup", "doctor", "fetch", "train-all", "report", "test", "check"] {
+    for command in ["setup", "doctor", "fetch", "train-all", "report", "soak", "test", "check"] {
         let output = xtask(dir.path()).args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();

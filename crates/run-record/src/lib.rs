@@ -6,6 +6,7 @@
 //! | `runs/*/history.csv`, one row per epoch | [`EpochStats`] |
 //! | `runs/*/record.json` | [`RunRecord`] |
 //! | `results.csv`, one row per run | [`ResultRow`] |
+//! | `summary.csv`, one row per group of seeds | [`SummaryRow`] |
 //!
 //! This crate knows nothing of tensors, so whatever only reads results builds in seconds.
 
@@ -15,6 +16,7 @@ mod disk;
 mod optim;
 mod recipe;
 mod record;
+mod summary;
 mod words;
 
 pub use augment::{AugmentRecipe, CropOffset, EraseMode, MixMode, TrainInterpolation};
@@ -30,4 +32,5 @@ pub use recipe::{
 pub use record::{
     EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, STATUS_STOPPED,
 };
+pub use summary::SummaryRow;
 pub use words::{complaint, duration};
