@@ -51,7 +51,7 @@ pub struct Keeper<'a> {
 impl Keeper<'_> {
     /// Whether a checkpoint is due after a step.
     pub fn is_due(&self, step: u64) -> bool {
-        self.saving.steps.is_some_and(|steps| step % steps.max(1) == 0)
+        self.saving.steps.is_some_and(|steps| step.is_multiple_of(steps))
             || self.saving.time.is_some_and(|time| self.saved_at.elapsed() >= time)
     }
 
