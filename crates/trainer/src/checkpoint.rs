@@ -265,17 +265,28 @@ pub fn retain(directory: &Path, last: usize, best: &[Position]) -> Result<Vec<Po
     }
     let newest = all.iter().rposition(|&position| load(directory, position).is_ok());
     let surplus = newest.map_or(Vec::new(), |newest| surplus(newest + 1));
-    for &position in &surplus {
-        let path = directory.join(position.to_string());
-        let partial = unfinished(directory, position, PARTIAL);
-        // Without its name before the first file goes: it is whole, or it is no checkpoint.
-        remove(&partial)
-            .and_then(|()| fs::rename(&path, &partial))
-            .and_then(|()| sync(directory))
-            .and_then(|()| remove(&partial))
-            .map_err(CheckpointError::write(&path))?;
-    }
+    surplus.iter().try_for_each(|&position| take_away(directory, position))?;
     Ok(surplus)
+}
+
+/// Removes all checkpoints after a position, whole or not: what follows it will be another training's.
+///
+/// # Errors
+/// What the file system says; the checkpoint that could not be removed is named.
+pub fn discard_after(directory: &Path, position: Position) -> Result<(), CheckpointError> {
+    let later = positions(directory)?.into_iter().rev().take_while(|&other| other > position);
+    later.into_iter().try_for_each(|position| take_away(directory, position))
+}
+
+fn take_away(directory: &Path, position: Position) -> Result<(), CheckpointError> {
+    let path = directory.join(position.to_string());
+    let partial = unfinished(directory, position, PARTIAL);
+    // Without its name before the first file goes: it is whole, or it is no checkpoint.
+    remove(&partial)
+        .and_then(|()| fs::rename(&path, &partial))
+        .and_then(|()| sync(directory))
+        .and_then(|()| remove(&partial))
+        .map_err(CheckpointError::write(&path))
 }
 
 /// Settles what killed processes left: half-written and half-removed checkpoints go, and a checkpoint that was

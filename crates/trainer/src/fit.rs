@@ -7,6 +7,7 @@ use data_cifar::{Draw, keyed_seed, permutation, repeated};
 use run_record::{EpochStats, Recipe, Select};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
+use torch_ext::foreach_norm;
 
 use crate::Error;
 use crate::data::Part;
@@ -60,8 +61,7 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
         let outcome = train_epoch(job, &lr, state, keeper).and_then(|()| end_epoch(job, &lr, state, keeper));
         match (outcome, job.recipe.rollback) {
             (Err(error @ Error::Stopped { .. }), _) => {
-                require_finite(job, &lr, state, keeper)?;
-                keeper.save(job.vs, state)?;
+                save(job, &lr, state, keeper)?;
                 return Err(error);
             }
             (Err(error @ Error::NotFinite { .. }), Some(rollback))
@@ -106,17 +106,18 @@ fn train_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Kee
         }
         job.progress.step(shown.labels.size()[0] as usize);
 
-        let saves = keeper.is_due(state.counters.step);
-        // To look at a number waits for the device, which costs nothing on the CPU.
-        if saves || job.vs.device() == Device::Cpu {
+        // To look at a number waits for the device, which costs nothing on the CPU. Elsewhere a save looks.
+        if job.vs.device() == Device::Cpu {
             require_finite(job, lr, state, keeper)?;
         }
-        if saves {
-            keeper.save(job.vs, state)?;
+        if keeper.is_due(state.counters.step) {
+            save(job, lr, state, keeper)?;
             keeper.retain(state)?;
         }
     }
-    require_finite(job, lr, state, keeper)
+    require_finite(job, lr, state, keeper)?; // which waits for the last step
+    state.counters.seconds = before + started.elapsed().as_secs_f64();
+    Ok(())
 }
 
 /// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]`.
@@ -209,6 +210,18 @@ fn rate(job: &Job, lr: &LearningRate, counters: &Counters, updates: u64) -> f64 
     let factor =
         job.recipe.rollback.map_or(1.0, |rollback| rollback.lr_factor.powf(counters.rollbacks.into()));
     factor * lr.at(updates)
+}
+
+/// Saves a checkpoint in the middle of an epoch, unless it would be of no use.
+fn save(job: &Job, lr: &LearningRate, state: &State, keeper: &mut Keeper) -> Result<(), Error> {
+    require_finite(job, lr, state, keeper)?;
+    // A step breaks the weights before the next one's loss shows it.
+    let tensors: Vec<Tensor> = job.vs.variables().into_values().collect();
+    let largest = Tensor::f_stack(&foreach_norm(&tensors, f64::INFINITY)?, 0)?;
+    if largest.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+        return Err(not_finite("a weight is", job, lr, &state.counters, keeper, state.counters.step));
+    }
+    keeper.save(job.vs, state)
 }
 
 /// Refuses sums with a loss in them that is not a finite number.

@@ -46,6 +46,8 @@ pub struct Keeper<'a> {
     pub board: Option<Board>,
     /// When this process saved last, or began.
     pub saved_at: Instant,
+    /// The checkpoint that the state was last saved as, or read from.
+    pub saved: Option<Position>,
 }
 
 impl Keeper<'_> {
@@ -55,16 +57,17 @@ impl Keeper<'_> {
             || self.saving.time.is_some_and(|time| self.saved_at.elapsed() >= time)
     }
 
-    /// Saves a checkpoint, unless there is a whole one of this moment.
+    /// Saves a checkpoint, unless this moment is saved already.
     ///
     /// # Errors
-    /// Weights that are not finite, which would be of no use, or a disk that cannot take them.
+    /// A disk that cannot take it.
     pub fn save(&mut self, vs: &VarStore, state: &State) -> Result<(), Error> {
-        let directory = self.run.checkpoints();
-        if checkpoint::load(&directory, state.counters.position()).is_err() {
-            checkpoint::save(&directory, &state.to_checkpoint(vs, &self.identity, &self.machine)?)?;
+        let position = state.counters.position();
+        if self.saved != Some(position) {
+            let checkpoint = state.to_checkpoint(vs, &self.identity, &self.machine)?;
+            checkpoint::save(&self.run.checkpoints(), &checkpoint)?;
+            (self.saved, self.saved_at) = (Some(position), Instant::now());
         }
-        self.saved_at = Instant::now();
         self.board.as_mut().map_or(Ok(()), Board::flush)
     }
 
@@ -103,11 +106,11 @@ impl Keeper<'_> {
         self.run.write_history(&state.counters.history)
     }
 
-    /// Makes the state that of the newest whole checkpoint at the end of an epoch.
+    /// Makes the state that of the newest whole checkpoint at the end of an epoch, and discards those after it.
     ///
     /// # Errors
-    /// No such checkpoint.
-    pub fn go_back(&self, vs: &VarStore, state: &mut State) -> Result<Position, Error> {
+    /// No such checkpoint, or a later one that cannot be removed.
+    pub fn go_back(&mut self, vs: &VarStore, state: &mut State) -> Result<Position, Error> {
         let directory = self.run.checkpoints();
         let positions = checkpoint::positions(&directory)?;
         let ends = positions.into_iter().rev().filter(|position| position.step.is_none());
@@ -115,6 +118,8 @@ impl Keeper<'_> {
         let found =
             found.ok_or_else(|| Error::Training("there is no checkpoint to go back to".to_owned()))?;
         state.restore(vs, &found, &self.identity)?;
+        checkpoint::discard_after(&directory, found.position)?;
+        self.saved = Some(found.position);
         Ok(found.position)
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use run_record::{EpochStats, Recipe, RunRecord, STATUS_COMPLETE, remove_partial_files, write_atomically};
 use sha2::{Digest, Sha256};
 
+use crate::precision::Precision;
 use crate::{Error, checkpoint, recipes};
 
 /// The files of a run, besides the lock.
@@ -73,9 +74,15 @@ impl RunDir {
     /// What is there, given what is to be run.
     ///
     /// # Errors
-    /// A run of another recipe or seed, a finished one on other data, files of nobody's run, or
+    /// A run of another recipe, seed or precision, a finished one on other data, files of nobody's run, or
     /// files that cannot be read.
-    pub fn find(&self, recipe: &Recipe, seed: u64, data_sha256: &str) -> Result<Found, Error> {
+    pub fn find(
+        &self,
+        recipe: &Recipe,
+        seed: u64,
+        precision: Precision,
+        data_sha256: &str,
+    ) -> Result<Found, Error> {
         let unreadable =
             |name: &str, problem| self.in_the_way(format!("its {name} cannot be read ({problem})"));
         let Some(record) = self.read("record.json")? else {
@@ -94,6 +101,10 @@ impl RunDir {
         let mut differences = recipes::differences(&old, recipe)?;
         if record.result.seed != seed {
             differences.push(format!("seed: {} -> {seed}", record.result.seed));
+        }
+        let (was, is) = (record.result.precision.as_str(), precision.as_str());
+        if was != is {
+            differences.push(format!("precision: {was} -> {is}"));
         }
         if !differences.is_empty() {
             return Err(self.in_the_way(format!("it holds another run ({})", differences.join(", "))));

@@ -90,10 +90,13 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
     if let Some(weights) = &recipe.initial_weights {
         verify(weights)?;
     }
-    let found = if request.fresh { Found::Nothing } else { run.find(recipe, *seed, &source.sha256)? };
+    let found = match request.fresh {
+        true => Found::Nothing,
+        false => run.find(recipe, *seed, request.precision, &source.sha256)?,
+    };
     let mut record = new_record(request, &architecture, &source.sha256)?;
     record.skipped_files = source.skipped.len();
-    let mut checkpoint = None;
+    let (mut checkpoint, mut notes) = (None, Vec::new());
     match found {
         Found::Finished(record) => {
             output.say(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
@@ -102,7 +105,7 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
         // The same recipe, seed and data.
         Found::Unfinished(earlier) => {
             run.tidy()?;
-            checkpoint = newest_checkpoint(&run, model, *output)?;
+            checkpoint = newest_checkpoint(&run, &mut notes)?;
             if let Some(Checkpoint { position, .. }) = &checkpoint {
                 record.result.started_at = earlier.result.started_at;
                 record.resumed_from = earlier.resumed_from;
@@ -131,8 +134,9 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
         record.result.threads,
     ));
     progress.event("run", json!({ "path": run.path(), "result": record.result }));
-    for skipped in &source.skipped {
-        progress.line(&format!("{model}: left out {skipped}"));
+    notes.extend(source.skipped.iter().map(|skipped| format!("left out {skipped}")));
+    for note in notes {
+        progress.line(&format!("{model}: {note}"));
     }
 
     let attempt = || train_and_test(request, stop, &architecture, &source, &run, &progress, checkpoint);
@@ -166,21 +170,19 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
     }
 }
 
-/// The checkpoint to go on from, if there is one. Those that cannot be used are told of.
-fn newest_checkpoint(run: &RunDir, model: &str, output: Output) -> Result<Option<Checkpoint>, Error> {
+/// The checkpoint to go on from, if there is one. Those that cannot be used are noted.
+fn newest_checkpoint(run: &RunDir, notes: &mut Vec<String>) -> Result<Option<Checkpoint>, Error> {
     let found = checkpoint::find(&run.checkpoints())?;
     for error in found.passed_over {
         if matches!(error, CheckpointError::Newer { .. }) {
             return Err(error.into());
         }
-        output.say(&format!("{model}: {error}"));
+        notes.push(error.to_string());
     }
-    match &found.checkpoint {
-        Some(checkpoint) => {
-            output.say(&format!("{model}: goes on from checkpoint {}", checkpoint.position));
-        }
-        None => output.say(&format!("{model}: stopped before its first checkpoint; training starts over")),
-    }
+    notes.push(match &found.checkpoint {
+        Some(checkpoint) => format!("goes on from checkpoint {}", checkpoint.position),
+        None => "there is no whole checkpoint of this run; training starts over".to_owned(),
+    });
     Ok(found.checkpoint)
 }
 
@@ -192,7 +194,7 @@ fn record_missing_data(
     error: &Error,
 ) -> Result<(), Error> {
     let recipe = &request.resolved.recipe;
-    if let Ok(Found::Nothing) = run.find(recipe, request.seed, "") {
+    if let Ok(Found::Nothing) = run.find(recipe, request.seed, request.precision, "") {
         let mut record = new_record(request, architecture, "")?;
         record.result.status = format!("failed: {error}");
         run.write_record(&record)?;
@@ -264,6 +266,7 @@ fn train_and_test(
                 architecture.model, machine.device, machine.threads, machine.cpu, machine.libtorch
             ));
         }
+        keeper.saved = Some(checkpoint.position);
         keeper.publish(&state)?;
     }
     if let Some(histograms) = request.tensorboard {
@@ -343,6 +346,7 @@ fn keeper<'a>(
         saving: *saving,
         board: None,
         saved_at: Instant::now(),
+        saved: None,
     })
 }
 

@@ -281,7 +281,7 @@ fn another_precision_or_recipe_is_not_mixed_in() {
         error_line(&output, 1)
     };
     let line = other(&["--precision", "bf16"]);
-    assert!(line.contains("another precision (f32, now bf16)") && line.contains("--fresh"), "{line}");
+    assert!(line.contains("precision: f32 -> bf16") && line.contains("--fresh"), "{line}");
     let line = other(&["--set", "optimizer.lr=0.1"]);
     assert!(line.contains("optimizer.lr: ") && line.contains(" -> 0.1"), "{line}");
 }

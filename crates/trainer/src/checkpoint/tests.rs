@@ -366,6 +366,21 @@ fn the_last_and_the_best_are_kept() {
 }
 
 #[test]
+fn what_comes_after_a_position_can_be_discarded() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |epoch, step| Position { epoch, step };
+    let all = [at(1, None), at(2, Some(3)), at(2, Some(9)), at(2, None), at(3, Some(3))];
+    for position in all {
+        save(directory.path(), &Checkpoint { position, files: BTreeMap::new() }).unwrap();
+    }
+    fs::remove_file(directory.path().join("epoch-0002").join(MANIFEST)).unwrap();
+    discard_after(directory.path(), at(2, Some(3))).unwrap();
+    assert_eq!(positions(directory.path()).unwrap(), all[..2]);
+    discard_after(directory.path(), at(7, None)).unwrap();
+    assert_eq!(positions(directory.path()).unwrap(), all[..2]);
+}
+
+#[test]
 fn the_newest_whole_one_is_never_removed() {
     let (_run, directory) = three();
     for number in 4..=5 {
