@@ -17,7 +17,12 @@ use crate::sweep::prepare;
 use left::{Began, Between, Left, began, differences, left};
 
 /// So many starts in a row without a newer checkpoint are no accident: moments are spread over the whole run.
-const PATIENCE: u32 = 50;
+const PATIENCE: i32 = 30;
+
+/// How much later the next kill may come after a start that left no newer checkpoint, and how much later at most:
+/// a machine that has other things to do must still get somewhere.
+const LATER: f64 = 1.25;
+const LATEST: f64 = 10.0;
 
 /// `cargo xtask soak`.
 #[derive(Debug, Clone, clap::Args)]
@@ -116,7 +121,7 @@ impl Draw {
 struct Subject<'a> {
     model: &'a str,
     alone: Left,
-    /// How long that run took.
+    /// How long the last run took that no kill cut.
     time: Duration,
     kills: u32,
 }
@@ -268,19 +273,20 @@ impl Bench<'_> {
     /// Starts a run again and again, each time with a moment at which it will be killed, until one start ends
     /// before its moment.
     ///
-    /// The moment is uniform between 0 and the time of the run that was left alone. So the first start is hit with
-    /// equal probability anywhere between the loader and the last file; a later one, which has less to do, either
-    /// anywhere in what it does or not at all.
+    /// The moment is uniform between 0 and the time of the last run that no kill cut; the range grows after starts
+    /// that left nothing. So a first start is hit with equal probability anywhere between the loader and the last
+    /// file; a later one, which has less to do, either anywhere in what it does or not at all.
     fn start_until_finished(
         &mut self,
-        subject: &Subject<'_>,
+        subject: &mut Subject<'_>,
         run: &Path,
         round: &mut Round,
     ) -> Result<Option<Cut>> {
         let (mut stalled, mut in_a_row) = (Duration::ZERO, 0);
         let mut before = Between::look(run)?;
         loop {
-            let moment = subject.time.mul_f64(self.draw.share());
+            let later = LATER.powi(in_a_row).min(LATEST);
+            let moment = subject.time.mul_f64(self.draw.share() * later);
             // The other half goes on from ends of epochs alone.
             let inside_epochs = self.draw.bits() >> 63 == 0;
             let mut command = self.command(subject.model, run)?;
@@ -313,6 +319,10 @@ impl Bench<'_> {
             }
             self.tally.longest = self.tally.longest.max(stalled);
             if !ended.killed {
+                // A whole run: where the machine has become faster, later moments would come too late too often.
+                if round.kills.is_empty() {
+                    subject.time = start.elapsed();
+                }
                 return Ok(None);
             }
             if in_a_row == PATIENCE {

@@ -201,8 +201,8 @@ fn a_trainer_that_gets_nowhere_is_given_up() {
         else {
             panic!("it cannot have finished");
         };
-        assert_eq!(problem, "50 starts in a row left no newer checkpoint");
-        assert_eq!(round.kills.len(), 50);
+        assert_eq!(problem, "30 starts in a row left no newer checkpoint");
+        assert_eq!(round.kills.len(), 30);
     });
 }
 
