@@ -80,7 +80,11 @@ impl Trainers {
             if self.asked_to_stop().is_some() {
                 return Ok(None);
             }
-            *running = Some(command.spawn().with_context(|| cannot_start(command))?);
+            let child = running.insert(command.spawn().with_context(|| cannot_start(command))?);
+            if self.asked_to_stop().is_some() {
+                // A Ctrl-C in between did not reach it. The other two signals do, and a second one does no harm.
+                let _ = kill_process(Pid::from_child(child), Signal::TERM);
+            }
         }
         let start = Instant::now();
         let mut killed = false;

@@ -72,7 +72,11 @@ impl Sweep {
 
     /// What mends a run that was interrupted.
     fn again(&self) -> &'static str {
-        if self.fresh { "the same command without --fresh" } else { "the same command" }
+        if self.fresh {
+            "the same command without --fresh (which keeps finished runs)"
+        } else {
+            "the same command"
+        }
     }
 }
 

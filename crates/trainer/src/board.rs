@@ -12,6 +12,7 @@ use crate::tensorboard::{EventWriter, Histogram};
 /// A run's event file.
 #[derive(Debug)]
 pub struct Board {
+    directory: PathBuf,
     events: EventWriter,
     /// Whether the weights' distributions are of interest.
     histograms: bool,
@@ -27,7 +28,18 @@ impl Board {
     pub fn open(directory: PathBuf, updates: u64, histograms: bool) -> Result<Self, Error> {
         // The first that is reported is the one after them.
         let events = EventWriter::create(&directory, updates + 1).map_err(Error::io(&directory))?;
-        Ok(Self { events, histograms, losses: Vec::new() })
+        Ok(Self { directory, events, histograms, losses: Vec::new() })
+    }
+
+    /// Goes on in another file from a run that has made `updates`; what was told of later ones is taken back there.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn rewind(&mut self, updates: u64) -> Result<(), Error> {
+        self.flush()?;
+        self.events =
+            EventWriter::create(&self.directory, updates + 1).map_err(Error::io(&self.directory))?;
+        Ok(())
     }
 
     /// The loss of an update, counted from 1; it stays on its device.

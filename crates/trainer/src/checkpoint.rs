@@ -249,7 +249,8 @@ pub fn load(directory: &Path, position: Position) -> Result<Checkpoint, Checkpoi
 /// removed.
 ///
 /// The newest whole checkpoint stays in any case; if none is whole, all stay. So do damaged ones that are newer
-/// than it, which training replaces when it gets there; they do not count among the last. Reads the newest
+/// than it, which training replaces when it gets there; they do not count among the last. Older ones do, whole or not:
+/// they are not read. Reads the newest
 /// checkpoint where something is to be removed.
 ///
 /// # Errors
@@ -276,6 +277,22 @@ pub fn retain(directory: &Path, last: usize, best: &[Position]) -> Result<Vec<Po
 pub fn discard_after(directory: &Path, position: Position) -> Result<(), CheckpointError> {
     let later = positions(directory)?.into_iter().rev().take_while(|&other| other > position);
     later.into_iter().try_for_each(|position| take_away(directory, position))
+}
+
+/// Removes every checkpoint and what killed processes left of some, and nothing else; the directory too, if that is
+/// all it held.
+///
+/// # Errors
+/// What the file system says.
+pub fn clear(directory: &Path) -> Result<(), CheckpointError> {
+    tidy(directory)?;
+    positions(directory)?.into_iter().rev().try_for_each(|position| take_away(directory, position))?;
+    match fs::remove_dir(directory) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+            Err(CheckpointError::write(directory)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn take_away(directory: &Path, position: Position) -> Result<(), CheckpointError> {

@@ -5,17 +5,20 @@ use std::process::Command;
 use std::{env, fs};
 
 use tch::{Cuda, Device};
+use torch_ext::Switch;
 
 use crate::Error;
 
 /// Version of the libtorch this program was built against.
 pub const LIBTORCH: &str = env!("LIBTORCH_VERSION");
 
-/// The device `auto`, `cpu`, `cuda` or `cuda:N` names.
+/// The device `auto`, `cpu`, `cuda` or `cuda:N` names. From here on, f32 means f32 on all of them: cuDNN's convolutions
+/// would take TF32 for it.
 ///
 /// # Errors
 /// A name that is none of these, or a CUDA device that is not there.
 pub fn device(name: &str) -> Result<Device, Error> {
+    Switch::Tf32Cudnn.set(false)?;
     let index = match name {
         "auto" => return Ok(Device::cuda_if_available()),
         "cpu" => return Ok(Device::Cpu),

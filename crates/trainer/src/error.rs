@@ -48,7 +48,8 @@ pub enum Error {
     Training(String),
     /// A loss became NaN or infinite.
     #[error(
-        "{what} no longer a finite number {place}, at a learning rate of {lr:e}; {}; lower optimizer.lr, or set train.clip_grad, or let a [rollback] do it",
+        "{what} no longer a finite number {place}, at a learning rate of {lr:e}; {}; a new run (--fresh, or --out \
+         another directory) may do with a lower optimizer.lr, with train.clip_grad, or with a [rollback]",
         last_good(checkpoint.as_deref())
     )]
     NotFinite {
@@ -63,10 +64,9 @@ pub enum Error {
     },
     /// The device or the system has no more memory.
     #[error(
-        "out of memory with batches of {batch_size} in {parts} ({problem}); --set train.accumulate={next} --fresh \
-         makes the same updates from parts that take less",
-        parts = if *accumulate == 1 { "one part".to_owned() } else { format!("{accumulate} parts") },
-        next = 2 * accumulate
+        "out of memory with batches of {batch_size} in {parts} ({problem}); {}",
+        smaller(*batch_size, *accumulate),
+        parts = if *accumulate == 1 { "one part".to_owned() } else { format!("{accumulate} parts") }
     )]
     OutOfMemory {
         /// Images of a step.
@@ -106,8 +106,14 @@ impl Error {
     /// The error, named for what it is if it is libtorch's way to say that there is no more memory.
     pub fn or_out_of_memory(self, train: &TrainRecipe) -> Self {
         let problem = self.to_string();
-        // On CUDA; on the CPU; the system's own words.
-        let words = ["out of memory", "not enough memory", "Cannot allocate memory"];
+        // On CUDA; in its libraries; on the CPU; in the system's own words and in C++'s.
+        let words = [
+            "out of memory",
+            "STATUS_ALLOC_FAILED",
+            "not enough memory",
+            "Cannot allocate memory",
+            "std::bad_alloc",
+        ];
         let from_libtorch =
             matches!(self, Self::Training(_) | Self::Torch(_) | Self::TorchExt(_) | Self::Data(_));
         if !from_libtorch || !words.iter().any(|words| problem.contains(words)) {
@@ -123,9 +129,25 @@ impl Error {
     }
 }
 
+/// What needs less memory.
+fn smaller(batch_size: usize, accumulate: usize) -> String {
+    if accumulate >= batch_size {
+        return "its parts are single images: use smaller ones, or a device with more memory".to_owned();
+    }
+    let more = (2 * accumulate).min(batch_size);
+    format!("--set train.accumulate={more} --fresh makes the same updates from parts that take less")
+}
+
 fn last_good(checkpoint: Option<&Path>) -> String {
     match checkpoint {
-        Some(path) => format!("the last good checkpoint is {}", path.display()),
+        Some(path) => {
+            let model = path.join("model.safetensors");
+            format!(
+                "the last good checkpoint is {} (--weights {} starts from it)",
+                path.display(),
+                model.display()
+            )
+        }
         None => "there is no checkpoint yet".to_owned(),
     }
 }

@@ -113,7 +113,9 @@ pub fn evaluate(
 ) -> Result<Metrics, Error> {
     tch::no_grad(|| {
         let mut sums = Sums::new(part.set.device(), SavedSums::default())?;
-        for batch in part.set.batches(&part.indices(), train.batch_size)? {
+        // What training passes through the network in parts may not fit in one.
+        let batch_size = train.batch_size.div_ceil(train.accumulate.unwrap_or(1));
+        for batch in part.set.batches(&part.indices(), batch_size)? {
             stop.check()?;
             let batch = batch?;
             let logits = network.forward_t(&presentation.plain(&batch.images)?, false);

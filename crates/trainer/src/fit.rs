@@ -59,25 +59,41 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
     }
     while !state.counters.is_finished(&job.recipe.train) {
         let outcome = train_epoch(job, &lr, state, keeper).and_then(|()| end_epoch(job, &lr, state, keeper));
-        match (outcome, job.recipe.rollback) {
-            (Err(error @ Error::Stopped { .. }), _) => {
-                save(job, &lr, state, keeper)?;
-                return Err(error);
-            }
-            (Err(error @ Error::NotFinite { .. }), Some(rollback))
-                if state.counters.rollbacks < rollback.times =>
-            {
-                let rollbacks = state.counters.rollbacks + 1;
-                let position = keeper.go_back(job.vs, state)?;
-                state.counters.rollbacks = rollbacks;
-                let factor = rollback.lr_factor.powf(rollbacks.into());
-                job.progress
-                    .line(&format!("{error}: back to {position}, all rates times {factor} from here"));
-                job.progress.at(state);
-            }
-            (outcome, _) => outcome?,
+        let outcome = match outcome {
+            Err(stopped @ Error::Stopped { .. }) => save(job, &lr, state, keeper).and(Err(stopped)),
+            outcome => outcome,
+        };
+        if let (Err(_), Some(board)) = (&outcome, &mut keeper.board) {
+            // The losses that led to it. The first error is the one to report.
+            let _ = board.flush();
+        }
+        match outcome {
+            Err(error @ Error::NotFinite { .. }) => roll_back(job, state, keeper, error)?,
+            outcome => outcome?,
         }
     }
+    Ok(())
+}
+
+/// Goes back to the end of the last epoch with lower rates, if the recipe wants that and it was not done too often.
+///
+/// # Errors
+/// The error it is about, otherwise.
+fn roll_back(job: &Job, state: &mut State, keeper: &mut Keeper, error: Error) -> Result<(), Error> {
+    let rollbacks = state.counters.rollbacks + 1;
+    let Some(rollback) = job.recipe.rollback.filter(|rollback| rollbacks <= rollback.times) else {
+        return Err(error);
+    };
+    let position = match keeper.go_back(job.vs, state, rollbacks) {
+        Ok(position) => position,
+        Err(why) => {
+            job.progress.line(&format!("cannot go back: {why}"));
+            return Err(error);
+        }
+    };
+    let factor = rollback.lr_factor.powf(rollbacks.into());
+    job.progress.line(&format!("{error}; back to {position}, all rates times {factor} from here"));
+    job.progress.at(state);
     Ok(())
 }
 
@@ -150,6 +166,7 @@ fn update(job: &Job, state: &mut State, shown: &Shown, rate: f64) -> Result<(Ten
 
 /// Validates, and has the epoch on the disk.
 fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keeper) -> Result<(), Error> {
+    require_finite_weights(job, lr, state, keeper)?;
     let train = state.sums.read();
     let started = Instant::now();
     let plain = validate(job)?;
@@ -190,13 +207,14 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
             None => weights()?,
         });
     }
-    // The checkpoint first: what is published without it would be of an epoch that never was.
-    keeper.save(job.vs, state)?;
-    keeper.publish(state)?;
-    keeper.retain(state)?;
     if let Some(board) = &mut keeper.board {
         board.epoch(state.counters.updates, &stats, job.vs)?;
     }
+    // The checkpoint first: what is published without it would be of an epoch that never was. Events may come before
+    // it, because a run that goes on takes back those after its checkpoint.
+    keeper.save(job.vs, state)?;
+    keeper.publish(state)?;
+    keeper.retain(state)?;
     job.progress.epoch_done(&stats, best);
     Ok(())
 }
@@ -215,13 +233,18 @@ fn rate(job: &Job, lr: &LearningRate, counters: &Counters, updates: u64) -> f64 
 /// Saves a checkpoint in the middle of an epoch, unless it would be of no use.
 fn save(job: &Job, lr: &LearningRate, state: &State, keeper: &mut Keeper) -> Result<(), Error> {
     require_finite(job, lr, state, keeper)?;
-    // A step breaks the weights before the next one's loss shows it.
+    require_finite_weights(job, lr, state, keeper)?;
+    keeper.save(job.vs, state)
+}
+
+/// Refuses weights that are not finite: a step breaks them before the next one's loss shows it.
+fn require_finite_weights(job: &Job, lr: &LearningRate, state: &State, keeper: &Keeper) -> Result<(), Error> {
     let tensors: Vec<Tensor> = job.vs.variables().into_values().collect();
     let largest = Tensor::f_stack(&foreach_norm(&tensors, f64::INFINITY)?, 0)?;
     if largest.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
         return Err(not_finite("a weight is", job, lr, &state.counters, keeper, state.counters.step));
     }
-    keeper.save(job.vs, state)
+    Ok(())
 }
 
 /// Refuses sums with a loss in them that is not a finite number.

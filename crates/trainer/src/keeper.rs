@@ -106,11 +106,12 @@ impl Keeper<'_> {
         self.run.write_history(&state.counters.history)
     }
 
-    /// Makes the state that of the newest whole checkpoint at the end of an epoch, and discards those after it.
+    /// Makes the state that of the newest whole checkpoint at the end of an epoch, but for the number of times this was
+    /// done, and has that on the disk. Those after it are discarded.
     ///
     /// # Errors
-    /// No such checkpoint, or a later one that cannot be removed.
-    pub fn go_back(&mut self, vs: &VarStore, state: &mut State) -> Result<Position, Error> {
+    /// No such checkpoint, or a disk that cannot be written.
+    pub fn go_back(&mut self, vs: &VarStore, state: &mut State, rollbacks: u32) -> Result<Position, Error> {
         let directory = self.run.checkpoints();
         let positions = checkpoint::positions(&directory)?;
         let ends = positions.into_iter().rev().filter(|position| position.step.is_none());
@@ -119,14 +120,15 @@ impl Keeper<'_> {
             found.ok_or_else(|| Error::Training("there is no checkpoint to go back to".to_owned()))?;
         state.restore(vs, &found, &self.identity)?;
         checkpoint::discard_after(&directory, found.position)?;
-        self.saved = Some(found.position);
+        state.counters.rollbacks = rollbacks;
+        self.saved = None;
+        self.save(vs, state)?;
+        self.board.as_mut().map_or(Ok(()), |board| board.rewind(state.counters.updates))?;
         Ok(found.position)
     }
 
-    /// The newest checkpoint, whole or not.
+    /// The checkpoint that the state was last saved as, or read from.
     pub fn newest(&self) -> Option<PathBuf> {
-        let directory = self.run.checkpoints();
-        let newest = checkpoint::positions(&directory).ok()?.pop()?;
-        Some(directory.join(newest.to_string()))
+        Some(self.run.checkpoints().join(self.saved?.to_string()))
     }
 }

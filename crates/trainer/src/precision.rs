@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use tch::{Device, Kind};
-use torch_ext::{Autocast, Switch};
+use torch_ext::Autocast;
 
 use crate::Error;
 
@@ -21,7 +21,7 @@ pub enum Choice {
 /// validation and tests run in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// f32 throughout; on CUDA without the shortened TF32 products.
+    /// f32 throughout.
     F32,
     /// Matrix products and convolutions in bf16, the rest in f32.
     Bf16,
@@ -47,15 +47,6 @@ impl Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
         }
-    }
-
-    /// Has f32 mean f32: cuDNN's convolutions would take TF32 for it. For the whole process, before anything is
-    /// computed.
-    ///
-    /// # Errors
-    /// libtorch's refusal.
-    pub fn prepare(self) -> Result<(), Error> {
-        Ok(Switch::Tf32Cudnn.set(self != Self::F32)?)
     }
 
     /// For the forward pass of a step, as long as it lives.

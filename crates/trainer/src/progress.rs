@@ -38,6 +38,14 @@ impl Output {
             Self::Quiet => {}
         }
     }
+
+    /// Tells programs something; nobody else.
+    pub fn event(self, name: &str, mut fields: Value) {
+        if self == Self::Json {
+            fields["event"] = name.into();
+            say(&fields.to_string());
+        }
+    }
 }
 
 /// The progress of one run.
@@ -119,17 +127,9 @@ impl Progress {
         self.bar.set_message(format!("epoch {}/{}", (stats.epoch + 1).min(self.epochs), self.epochs));
         if self.output == Output::Json {
             self.log(&text);
-            self.event("epoch", json!({ "stats": stats, "best": best }));
+            self.output.event("epoch", json!({ "stats": stats, "best": best }));
         } else {
             self.line(&text);
-        }
-    }
-
-    /// An object for programs, for nobody else.
-    pub fn event(&self, name: &str, mut fields: Value) {
-        if self.output == Output::Json {
-            fields["event"] = name.into();
-            say(&fields.to_string());
         }
     }
 

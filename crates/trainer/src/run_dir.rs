@@ -7,7 +7,7 @@ use run_record::{EpochStats, Recipe, RunRecord, STATUS_COMPLETE, remove_partial_
 use sha2::{Digest, Sha256};
 
 use crate::precision::Precision;
-use crate::{Error, checkpoint, recipes};
+use crate::{Error, checkpoint, recipes, tensorboard};
 
 /// The files of a run, besides the lock.
 const FILES: [&str; 6] =
@@ -29,7 +29,7 @@ pub struct RunDir {
 pub enum Found {
     /// Nothing of a run.
     Nothing,
-    /// A run of this recipe and seed that did not finish.
+    /// A run of this recipe and seed that did not finish, or whose weights are gone.
     Unfinished(Box<RunRecord>),
     /// A finished run of this recipe and seed on this data, with the weights it recorded.
     Finished(Box<RunRecord>),
@@ -109,19 +109,25 @@ impl RunDir {
         if !differences.is_empty() {
             return Err(self.in_the_way(format!("it holds another run ({})", differences.join(", "))));
         }
-        if record.result.status != STATUS_COMPLETE {
-            return Ok(Found::Unfinished(Box::new(record)));
-        }
-        if record.result.data_sha256 != data_sha256 {
-            let seen = &record.result.data_sha256;
+        let (seen, complete) = (&record.result.data_sha256, record.result.status == STATUS_COMPLETE);
+        // A run that failed for want of data has seen none.
+        if seen != data_sha256 && (complete || !seen.is_empty()) {
             return Err(
                 self.in_the_way(format!("it holds a run on other data (SHA-256 {seen}, now {data_sha256})"))
             );
         }
+        if !complete {
+            return Ok(Found::Unfinished(Box::new(record)));
+        }
         let weights = recipe.train.select.weights_file();
+        if !self.file(weights).exists() {
+            return Ok(Found::Unfinished(Box::new(record))); // a checkpoint has them
+        }
         let digest = fs::read(self.file(weights)).map(|bytes| recipes::hex(&Sha256::digest(bytes)));
         if digest.ok() != record.weights_sha256 {
-            return Err(self.in_the_way(format!("its {weights} is missing or not the one it recorded")));
+            let problem =
+                format!("its {weights} is not the one it recorded (without it, a checkpoint's is taken)");
+            return Err(self.in_the_way(problem));
         }
         Ok(Found::Finished(Box::new(record)))
     }
@@ -149,12 +155,13 @@ impl RunDir {
     /// # Errors
     /// A file that cannot be removed.
     pub fn clear(&self) -> Result<(), Error> {
+        checkpoint::clear(&self.checkpoints())?;
+        let boards = self.file("tensorboard");
+        tensorboard::clear(&boards).map_err(Error::io(&boards))?;
         // The record last: without it the rest would belong to nobody.
-        let (files, directories) = (FILES.iter().rev(), DIRECTORIES.iter());
-        let removals = directories.map(|name| (name, true)).chain(files.map(|name| (name, false)));
-        for (name, is_directory) in removals {
+        for name in FILES.iter().rev() {
             let path = self.file(name);
-            match if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) } {
+            match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io(&path)(error)),

@@ -141,6 +141,27 @@ impl EventWriter {
     }
 }
 
+/// Removes the event files in a directory, and nothing else; the directory too, if that is all it held.
+///
+/// # Errors
+/// What the file system says; the message does not name the path, so add it.
+pub fn clear(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(NAME)) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Limits of TensorBoard's buckets, ascending: ±10⁻¹² · 1.1ⁱ below 10²⁰, 0, and ± the largest number.
 ///
 /// Bucket `i` holds the values from limit `i − 1` up to, but not including, limit `i`

@@ -100,6 +100,7 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
     match found {
         Found::Finished(record) => {
             output.say(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
+            output.event("result", json!({ "result": record.result }));
             return Ok(());
         }
         // The same recipe, seed and data.
@@ -133,7 +134,7 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
         record.result.device,
         record.result.threads,
     ));
-    progress.event("run", json!({ "path": run.path(), "result": record.result }));
+    output.event("run", json!({ "path": run.path(), "result": record.result }));
     notes.extend(source.skipped.iter().map(|skipped| format!("left out {skipped}")));
     for note in notes {
         progress.line(&format!("{model}: {note}"));
@@ -151,7 +152,7 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
             finish(&mut record, &finished);
             run.write_record(&record)?;
             progress.line(&format!("{model}: {}; in {}", verdict(&record.result), run.path().display()));
-            progress.event("result", json!({ "result": record.result }));
+            output.event("result", json!({ "result": record.result }));
             Ok(())
         }
         Err(error) => {
@@ -160,10 +161,13 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
                 if stopped { STATUS_STOPPED.to_owned() } else { format!("failed: {error}") };
             // The first error is the one to report, even if the disk cannot take the record.
             let _ = run.write_record(&record);
-            progress.event("end", json!({ "status": record.result.status }));
+            output.event("end", json!({ "status": record.result.status }));
             if stopped {
-                let place = run.path().display();
-                progress.line(&format!("{model}: everything is saved in {place}; the same command goes on"));
+                let (place, again) =
+                    (run.path().display(), if request.fresh { " without --fresh" } else { "" });
+                progress.line(&format!(
+                    "{model}: everything is saved in {place}; the same command{again} goes on"
+                ));
             }
             Err(error)
         }
@@ -244,7 +248,6 @@ fn train_and_test(
     checkpoint: Option<Checkpoint>,
 ) -> Result<Finished, Error> {
     let Request { resolved: Resolved { recipe, .. }, seed, device, precision, .. } = request;
-    precision.prepare()?;
     let vs = VarStore::new(*device);
     seed_initial_weights(*seed);
     let network = architecture.init(&vs.root())?;
@@ -292,6 +295,13 @@ fn train_and_test(
     };
     progress.at(&state);
     fit(&job, &mut state, &mut keeper)?;
+    let (done, best) = (state.counters.history.len() as u32, state.counters.best_epochs().first().copied());
+    if let (Some(best), true) = (best, done < recipe.train.epochs) {
+        progress.line(&format!(
+            "{}: ended after epoch {done}, because none since epoch {best} had a better validation top-1",
+            architecture.model
+        ));
+    }
 
     let kept = state.kept.ok_or_else(|| Error::Training("no epoch was trained".to_owned()))?;
     // Tested are the weights on disk, as anyone would load them.

@@ -197,6 +197,75 @@ fn convmixer_goes_on_to_the_last_bit() {
 }
 
 #[test]
+fn a_rollback_the_best_epoch_averages_and_patience_survive_kills() {
+    // At the first rate the second loss is no number, at the second all is well; the best epoch is kept, not the last.
+    let sets = [
+        "optimizer.lr=1e30",
+        "rollback.times=1",
+        "rollback.lr_factor=2e-32",
+        "train.select=best",
+        "train.epochs=6",
+        "train.patience=2",
+        "ema.decay=0.5",
+        "ema.warmup=false",
+    ];
+    let mut more: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (whole, run) = (directory.path().join("whole"), directory.path().join("run"));
+    let said = finish(4, &whole, &more);
+    assert_eq!(said.matches("back to epoch-0000").count(), 1, "{said}");
+    more.extend(["--checkpoint-steps", "1"]);
+    for first in
+        ["epoch-0000", "epoch-0001-step-000004", "epoch-0001", "epoch-0002-step-000003", "epoch-0002"]
+    {
+        let mut child = start(4, &run, &more);
+        wait_for(&mut child, &run, first);
+        child.kill().expect("it runs");
+        child.wait().expect("it ended");
+    }
+    finish(4, &run, &more);
+    let resumed = record(&run)["resumed_from"].clone();
+    assert!(history(&run) == history(&whole) && weights(&run) == weights(&whole), "{resumed}");
+    assert_eq!(record(&run)["result"]["best_epoch"], record(&whole)["result"]["best_epoch"]);
+}
+
+#[test]
+fn a_run_that_is_asked_to_stop_while_it_validates_or_tests_goes_on_too() {
+    let sets = ["data.validation_count=1300", "train.batch_size=32", "train.epochs=1"];
+    let mut more: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let whole = directory.path().join("whole");
+    finish(3, &whole, &more);
+    more.extend(["--checkpoint-steps", "5"]);
+    // The last of the epoch's five steps; what comes then is validation, of averaged weights as well, and the test.
+    for (name, first) in [("validation", "epoch-0001-step-000005"), ("test", "epoch-0001")] {
+        let run = directory.path().join(name);
+        let mut child = start(3, &run, &more);
+        wait_for(&mut child, &run, first);
+        let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+        let code = child.wait().expect("it ends").code();
+        // It may have been quicker.
+        assert!(sent.is_ok() && [Some(143), Some(0)].contains(&code), "{code:?}");
+        finish(3, &run, &more);
+        assert!(history(&run) == history(&whole) && weights(&run) == weights(&whole), "{name}");
+        assert_eq!(record(&run)["result"]["test_loss"], record(&whole)["result"]["test_loss"]);
+    }
+}
+
+#[test]
+fn weights_that_were_lost_come_from_the_checkpoint() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = directory.path().join("run");
+    finish(4, &run, &["--quiet"]);
+    let before = (weights(&run), record(&run)["result"]["test_loss"].clone());
+    for name in ["best.safetensors", "last.safetensors"] {
+        let _ = fs::remove_file(run.join(name)); // there is one of them
+    }
+    assert!(finish(4, &run, &[]).contains("goes on from checkpoint epoch-0002"));
+    assert!(weights(&run) == before.0 && record(&run)["result"]["test_loss"] == before.1);
+}
+
+#[test]
 fn a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let whole = directory.path().join("whole");

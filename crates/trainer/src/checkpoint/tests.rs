@@ -381,6 +381,23 @@ fn what_comes_after_a_position_can_be_discarded() {
 }
 
 #[test]
+fn clearing_takes_checkpoints_and_leaves_other_peoples_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let checkpoints = directory.path().join("checkpoints");
+    clear(&checkpoints).unwrap();
+    for epoch in [1, 2] {
+        let position = Position { epoch, step: None };
+        save(&checkpoints, &Checkpoint { position, files: BTreeMap::new() }).unwrap();
+    }
+    fs::create_dir(checkpoints.join("somebodys")).unwrap();
+    clear(&checkpoints).unwrap();
+    assert_eq!(fs::read_dir(&checkpoints).unwrap().count(), 1);
+    fs::remove_dir(checkpoints.join("somebodys")).unwrap();
+    clear(&checkpoints).unwrap();
+    assert!(!checkpoints.exists());
+}
+
+#[test]
 fn the_newest_whole_one_is_never_removed() {
     let (_run, directory) = three();
     for number in 4..=5 {
