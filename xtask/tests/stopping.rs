@@ -97,5 +97,10 @@ fn signals_to_xtask_alone_reach_the_trainer_once_and_nothing_more_is_started() {
 fn one_ctrl_c_is_one_for_the_trainer() {
     let (code, said, notes) = stopped(&["--fresh"], |xtask| kill_process_group(xtask, Signal::INT).unwrap());
     assert_eq!((code, notes.as_str()), (Some(130), "start\nINT\n"), "{said}");
-    assert!(said.contains("\nstopped; the same command without --fresh goes on from here\n"), "{said}");
+    assert!(
+        said.contains(
+            "\nstopped; the same command without --fresh (which keeps finished runs) goes on from here\n"
+        ),
+        "{said}"
+    );
 }
