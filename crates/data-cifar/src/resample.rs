@@ -4,8 +4,8 @@
 //! One axis of a resize is a matrix of weights, built on the device from a few numbers per image. The weights
 //! are PIL's: of 22 bits, and of a filter that widens with the scale when the image shrinks. PIL sums in
 //! integers. So do sums in f64, in effect; in f32, which [`resized_crop`] takes on the CPU for its speed, a value
-//! can come out one level off where PIL's sum lies next to a rounding boundary (and then, as the order of the sums
-//! may depend on it, also change with the size of the batch).
+//! can come out one level off where PIL's sum lies next to a rounding boundary, in the rarest cases two (and then, as
+//! the order of the sums may depend on it, also change with the size of the batch).
 
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};

@@ -277,12 +277,16 @@ proptest! {
         for (n, (&crop, &filter)) in boxes.iter().zip(&filters).enumerate() {
             let one = images.narrow(0, n as i64, 1);
             let alone = resized_crop(&one, &[crop], &[filter], size).unwrap();
-            // The order of the sums depends on how many there are, so f32 may round apart.
-            prop_assert!(differences(&all.narrow(0, n as i64, 1), &alone).0 <= 1);
+            // The order of the sums depends on how many there are, so f32 may round apart: after the first pass by one
+            // level, which the weights of the second, at most 1.25 in all without their signs, can make two.
+            let apart = if filter == Filter::Nearest { 0 } else { 2 };
+            let (most, ..) = differences(&all.narrow(0, n as i64, 1), &alone);
+            prop_assert!(most <= apart, "{:?} {}", filter, most);
             // What lies outside the box does not count: the same from the part alone.
             let part = one.narrow(2, crop.top, crop.height).narrow(3, crop.left, crop.width);
             let resized = pil_resize(&part, filter, size).unwrap();
-            prop_assert!(differences(&resized, &alone).0 <= 1);
+            let (most, ..) = differences(&resized, &alone);
+            prop_assert!(most <= apart, "{:?} {}", filter, most);
             // Between the least and the largest level, but for the bicubic filter.
             if filter != Filter::Bicubic {
                 prop_assert!(alone.min().int64_value(&[]) >= part.min().int64_value(&[]));
