@@ -6,6 +6,7 @@ use data_cifar::{
 };
 use run_record::{AugmentRecipe, CropOffset, EraseMode, Interpolation, MixMode, Recipe, TrainInterpolation};
 use tch::{Device, Tensor};
+use torch_ext::channels_last;
 
 use crate::Error;
 
@@ -25,7 +26,8 @@ pub struct Presentation {
 /// A training batch as the network sees it.
 #[derive(Debug)]
 pub struct Shown {
-    /// f32 `[B, 3, S, S]`, channels last in memory.
+    /// f32 `[B, 3, S, S]`, channels last in memory: a convolution passes that order on, and libtorch's CPU convolutions
+    /// are faster in it.
     pub images: Tensor,
     /// Classes, i64 `[B]`, or shares of every class, f32 `[B, K]`.
     pub targets: Tensor,
@@ -72,7 +74,7 @@ impl Presentation {
     /// # Errors
     /// libtorch's refusal.
     pub fn plain(&self, images: &Tensor) -> Result<Tensor, Error> {
-        channels_last(&self.pipeline.plain(images)?)
+        Ok(channels_last(&self.pipeline.plain(images)?)?)
     }
 
     /// The training batches of an epoch from number `first` on: the images of `order`.
@@ -170,12 +172,6 @@ fn mix(recipe: &AugmentRecipe) -> Result<Option<Mix>, Error> {
     };
     mix.validate()?;
     Ok(Some(mix))
-}
-
-/// The same images, channels last in memory: a convolution passes that order on, and libtorch's CPU
-/// convolutions are faster in it.
-fn channels_last(images: &Tensor) -> Result<Tensor, Error> {
-    Ok(images.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
 }
 
 #[cfg(test)]
