@@ -486,6 +486,8 @@ fn a_step_that_does_not_fit_in_memory_names_the_batch_and_the_way_out() {
     let limited = format!("ulimit -v 4194304 && exec '{program}' \"$@\"");
     let output = std::process::Command::new("sh")
         .current_dir(root())
+        // Every thread takes addresses of its own.
+        .env("OMP_NUM_THREADS", "1")
         .args(["-c", &limited, "sh", "train", "--model", "convmixer_reference", "--preset", "quick", "--out"])
         .arg(&run)
         .args(["--device", "cpu", "--set", "data.image_size=256", "--set", "train.batch_size=256"])
