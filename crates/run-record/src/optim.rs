@@ -59,18 +59,43 @@ pub struct OptimizerRecipe {
     pub layer_decay: Option<f64>,
 }
 
-/// An optimiser with the constants it has; those of a name are the recipe's.
+/// An optimiser with the constants it has.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[allow(missing_docs)] // of the constants: OptimizerRecipe has them
 pub enum Algorithm {
     /// See [`OptimizerName::AdamW`].
-    AdamW { beta1: f64, beta2: f64, eps: f64, scale_decay_by_lr: bool },
+    AdamW {
+        /// [`OptimizerRecipe::beta1`].
+        beta1: f64,
+        /// [`OptimizerRecipe::beta2`].
+        beta2: f64,
+        /// [`OptimizerRecipe::eps`].
+        eps: f64,
+        /// [`OptimizerRecipe::scale_decay_by_lr`].
+        scale_decay_by_lr: bool,
+    },
     /// See [`OptimizerName::Sgd`].
-    Sgd { momentum: f64, nesterov: bool },
+    Sgd {
+        /// [`OptimizerRecipe::momentum`].
+        momentum: f64,
+        /// [`OptimizerRecipe::nesterov`].
+        nesterov: bool,
+    },
     /// See [`OptimizerName::Lamb`].
-    Lamb { beta1: f64, beta2: f64, eps: f64 },
+    Lamb {
+        /// [`OptimizerRecipe::beta1`].
+        beta1: f64,
+        /// [`OptimizerRecipe::beta2`].
+        beta2: f64,
+        /// [`OptimizerRecipe::eps`].
+        eps: f64,
+    },
     /// See [`OptimizerName::Lion`].
-    Lion { beta1: f64, beta2: f64 },
+    Lion {
+        /// [`OptimizerRecipe::beta1`].
+        beta1: f64,
+        /// [`OptimizerRecipe::beta2`].
+        beta2: f64,
+    },
 }
 
 impl OptimizerRecipe {

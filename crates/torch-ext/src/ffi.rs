@@ -52,11 +52,6 @@ unsafe extern "C" {
         norms: *mut *mut C_tensor,
     ) -> c_int;
     pub(crate) fn torch_ext_foreach_mul_scalar(tensors: Tensors, count: usize, factor: f64) -> c_int;
-    pub(crate) fn torch_ext_foreach_mul_tensor(
-        tensors: Tensors,
-        count: usize,
-        factor: *const C_tensor,
-    ) -> c_int;
     pub(crate) fn torch_ext_foreach_add(tensors: Tensors, others: Tensors, count: usize, alpha: f64)
     -> c_int;
     pub(crate) fn torch_ext_foreach_lerp(tensors: Tensors, ends: Tensors, count: usize, weight: f64)
@@ -88,9 +83,6 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_get_deterministic(on: *mut bool, warn_only: *mut bool) -> c_int;
     pub(crate) fn torch_ext_set_matmul_precision(precision: c_int) -> c_int;
     pub(crate) fn torch_ext_get_matmul_precision(precision: *mut c_int) -> c_int;
-
-    pub(crate) fn torch_ext_get_rng_state(device: c_int, state: *mut *mut C_tensor) -> c_int;
-    pub(crate) fn torch_ext_set_rng_state(device: c_int, state: *const C_tensor) -> c_int;
 
     pub(crate) fn torch_ext_memory_stats(device: c_int, found: *mut bool, stats: *mut i64) -> c_int;
     pub(crate) fn torch_ext_reset_peak(device: c_int) -> c_int;

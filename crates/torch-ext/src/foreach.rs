@@ -29,16 +29,6 @@ pub fn foreach_mul_(tensors: &mut [Tensor], factor: f64) -> Result<(), TorchExtE
     check(unsafe { ffi::torch_ext_foreach_mul_scalar(list.as_ptr(), list.len(), factor) })
 }
 
-/// Multiplies every tensor by a tensor without dimensions, in place and without waiting for its value.
-///
-/// # Errors
-/// What libtorch says, for example that the factor has dimensions.
-pub fn foreach_mul_tensor_(tensors: &mut [Tensor], factor: &Tensor) -> Result<(), TorchExtError> {
-    let list = pointers(tensors);
-    // SAFETY: `list` has as many pointers to live tensors as is said, and `factor` is one more.
-    check(unsafe { ffi::torch_ext_foreach_mul_tensor(list.as_ptr(), list.len(), factor.as_ptr()) })
-}
-
 /// Adds `alpha` times its counterpart in `others` to every tensor, in place.
 ///
 /// # Errors
@@ -124,7 +114,7 @@ mod tests {
             let handles = tensors.each_ref().map(Tensor::shallow_clone);
             foreach_mul_(&mut tensors, 2.0).unwrap();
             assert_eq!(values(&handles), [vec![6.0, -8.0], vec![2.0, 4.0, -4.0]]);
-            foreach_mul_tensor_(&mut tensors, &Tensor::from(0.25f32).to_device(device)).unwrap();
+            foreach_mul_(&mut tensors, 0.25).unwrap();
             assert_eq!(values(&handles), [vec![1.5, -2.0], vec![0.5, 1.0, -1.0]]);
             foreach_add_(&mut tensors, &lists(device), -0.5).unwrap();
             assert_eq!(values(&handles), [vec![0.0, 0.0], vec![0.0, 0.0, 0.0]]);
@@ -141,7 +131,6 @@ mod tests {
     fn empty_lists_are_nothing_to_do() {
         assert!(foreach_norm(&[], 2.0).unwrap().is_empty());
         foreach_mul_(&mut [], 2.0).unwrap();
-        foreach_mul_tensor_(&mut [], &Tensor::from(2f32)).unwrap();
         foreach_add_(&mut [], &[], 1.0).unwrap();
         foreach_lerp_(&mut [], &[], 1.0).unwrap();
         foreach_zero_(&mut []).unwrap();
@@ -160,9 +149,7 @@ mod tests {
         assert!(matches!(foreach_add_(&mut lists(device), &swapped(), 1.0), Err(TorchExtError::Torch(_))));
         assert!(matches!(foreach_lerp_(&mut lists(device), &swapped(), 1.0), Err(TorchExtError::Torch(_))));
         assert!(matches!(foreach_zero_(&mut [Tensor::new()]), Err(TorchExtError::Argument(_))));
-        let factor = Tensor::from_slice(&[1f32, 2.0]);
-        let error = foreach_mul_tensor_(&mut lists(device), &factor).unwrap_err();
-        assert!(matches!(error, TorchExtError::Torch(_)));
+        let error = foreach_add_(&mut lists(device), &swapped(), 1.0).unwrap_err();
         // The message alone, in one line and without the places it came through.
         assert!(!error.to_string().contains('\n'), "{error}");
     }

@@ -6,18 +6,13 @@ mod ffi;
 mod foreach;
 mod memory_format;
 mod optim;
-mod random;
 mod switches;
 
 pub use autocast::Autocast;
 pub use device::{MemoryStats, cpu_supports_bf16, empty_cache, memory_stats, reset_peak};
-pub use foreach::{
-    clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_mul_tensor_, foreach_norm,
-    foreach_zero_,
-};
+pub use foreach::{clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, foreach_zero_};
 pub use memory_format::{channels_last, is_channels_last, to_channels_last_};
 pub use optim::{Adam, LearningRate, Sgd, fused_adam_, fused_adamw_, fused_sgd_};
-pub use random::{rng_state, set_rng_state};
 pub use switches::{
     Determinism, MatmulPrecision, Switch, determinism, matmul_precision, set_determinism,
     set_matmul_precision,

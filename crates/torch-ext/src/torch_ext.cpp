@@ -6,7 +6,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
@@ -27,7 +26,6 @@
 #include <torch/headeronly/version.h>
 
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -252,17 +250,6 @@ int torch_ext_foreach_mul_scalar(Tensors tensors, size_t count, double factor) n
   });
 }
 
-int torch_ext_foreach_mul_tensor(Tensors tensors, size_t count, const at::Tensor *factor) noexcept {
-  return guarded([&] {
-    if (!factor->defined())
-      throw ArgumentError("the factor is undefined");
-    if (count == 0)
-      return;
-    at::NoGradGuard no_grad;
-    at::_foreach_mul_(list("tensors", tensors, count), *factor);
-  });
-}
-
 int torch_ext_foreach_add(Tensors tensors, Tensors others, size_t count, double alpha) noexcept {
   return guarded([&] {
     if (count == 0)
@@ -436,24 +423,6 @@ int torch_ext_get_matmul_precision(int *precision) noexcept {
       *precision = 2;
       break;
     }
-  });
-}
-
-int torch_ext_get_rng_state(int device, at::Tensor **state) noexcept {
-  return guarded([&] {
-    auto generator = at::globalContext().defaultGenerator(device_of(device));
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    *state = new at::Tensor(generator.get_state());
-  });
-}
-
-int torch_ext_set_rng_state(int device, const at::Tensor *state) noexcept {
-  return guarded([&] {
-    if (!state->defined())
-      throw ArgumentError("the state is undefined");
-    auto generator = at::globalContext().defaultGenerator(device_of(device));
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(*state);
   });
 }
 

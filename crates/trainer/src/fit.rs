@@ -200,7 +200,8 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
     state.sums = Sums::new(job.vs.device(), SavedSums::default())?;
 
     let best = state.counters.best_epochs().first() == Some(&stats.epoch); // a tie keeps the earlier epoch
-    if best || job.recipe.train.select == Select::Last {
+    let kept = best || job.recipe.train.select == Select::Last;
+    if kept {
         let weights = || keeper.weights(job.vs, &stats);
         state.kept = Some(match &mut state.ema {
             Some(ema) => ema.in_place(weights)?,
@@ -213,7 +214,10 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
     // The checkpoint first: what is published without it would be of an epoch that never was. Events may come before
     // it, because a run that goes on takes back those after its checkpoint.
     keeper.save(job.vs, state)?;
-    keeper.publish(state)?;
+    if kept {
+        keeper.publish_weights(state)?;
+    }
+    keeper.run.write_history(&state.counters.history)?;
     keeper.retain(state)?;
     job.progress.epoch_done(&stats, best);
     Ok(())

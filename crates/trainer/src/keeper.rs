@@ -95,15 +95,12 @@ impl Keeper<'_> {
         Ok(Kept { epoch: stats.epoch, sha256: recipes::hex(&Sha256::digest(&bytes)), bytes })
     }
 
-    /// Has the kept weights and the history where people look for them. A checkpoint has both already.
+    /// Has the kept weights where people look for them. A checkpoint has them already.
     ///
     /// # Errors
     /// A disk that cannot take them.
-    pub fn publish(&self, state: &State) -> Result<(), Error> {
-        if let Some(kept) = &state.kept {
-            self.run.write(self.select.weights_file(), &kept.bytes)?;
-        }
-        self.run.write_history(&state.counters.history)
+    pub fn publish_weights(&self, state: &State) -> Result<(), Error> {
+        state.kept.as_ref().map_or(Ok(()), |kept| self.run.write(self.select.weights_file(), &kept.bytes))
     }
 
     /// Makes the state that of the newest whole checkpoint at the end of an epoch, but for the number of times this was
@@ -123,6 +120,7 @@ impl Keeper<'_> {
         state.counters.rollbacks = rollbacks;
         self.saved = None;
         self.save(vs, state)?;
+        self.publish_weights(state)?;
         self.board.as_mut().map_or(Ok(()), |board| board.rewind(state.counters.updates))?;
         Ok(found.position)
     }

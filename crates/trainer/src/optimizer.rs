@@ -12,6 +12,7 @@ use torch_ext::{
 
 use crate::Error;
 use crate::registry::Architecture;
+use crate::weights::copy_exactly;
 
 /// The state's name of the number of updates.
 const STEP: &str = "step";
@@ -228,33 +229,16 @@ impl Optimizer {
     pub fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> Result<(), Error> {
         let wrong =
             |problem: String| Error::Training(format!("the optimiser's state does not fit: {problem}"));
-        let state = self.state();
-        if let Some(name) = saved.keys().find(|name| !state.contains_key(*name)) {
-            return Err(wrong(format!("{name} is not expected")));
-        }
         let mut steps = self.steps;
-        let mut copies = Vec::new();
-        for (name, own) in state {
-            let given = saved.get(&name).ok_or_else(|| wrong(format!("{name} is missing")))?;
-            let (got, expected) = (given.size(), own.size());
-            if got != expected {
-                return Err(wrong(format!("{name} is {got:?}, expected {expected:?}")));
+        if let Some(given) = saved.get(STEP).filter(|given| given.dim() == 0) {
+            let count = given.f_double_value(&[])?;
+            // f32 holds every whole number up to 2²⁴.
+            if !(count >= 0.0 && count.fract() == 0.0 && count <= f64::from(1 << 24)) {
+                return Err(wrong(format!("{STEP} is {count}, expected a count of updates")));
             }
-            if name == STEP {
-                let count = given.f_double_value(&[])?;
-                // f32 holds every whole number up to 2²⁴.
-                if !(count >= 0.0 && count.fract() == 0.0 && count <= f64::from(1 << 24)) {
-                    return Err(wrong(format!("{name} is {count}, expected a count of updates")));
-                }
-                steps = count as u64;
-            } else {
-                let given = given.f_detach()?.f_to_device(own.device())?.f_to_kind(own.kind())?;
-                copies.push((own, given));
-            }
+            steps = count as u64;
         }
-        for (mut own, given) in copies {
-            no_grad(|| own.f_copy_(&given))?;
-        }
+        copy_exactly(&self.state(), saved).map_err(wrong)?;
         self.steps = steps;
         Ok(())
     }

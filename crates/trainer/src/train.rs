@@ -270,7 +270,8 @@ fn train_and_test(
             ));
         }
         keeper.saved = Some(checkpoint.position);
-        keeper.publish(&state)?;
+        keeper.publish_weights(&state)?;
+        run.write_history(&state.counters.history)?;
     }
     if let Some(histograms) = request.tensorboard {
         let updates = state.counters.updates;

@@ -127,12 +127,12 @@ pub fn copy_exactly(
     saved: &BTreeMap<String, Tensor>,
 ) -> Result<(), String> {
     if let Some(name) = saved.keys().find(|name| !tensors.contains_key(*name)) {
-        return Err(format!("it has a tensor {name} that is not expected"));
+        return Err(format!("{name} is not expected"));
     }
     for (name, tensor) in tensors {
         let (want, got) = (tensor.size(), saved.get(name).map(Tensor::size));
         match got {
-            None => return Err(format!("it has no tensor {name}")),
+            None => return Err(format!("{name} is missing")),
             Some(got) if got != want => return Err(format!("{name} is {got:?}, expected {want:?}")),
             Some(_) => {}
         }
