@@ -20,7 +20,7 @@ use crate::host::{Skipped, hex};
 use crate::load::{FolderIndex, Outcome};
 
 /// Counted up whenever the same files would give other pixels, another order or another layout of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// That of the safetensors format.
 const MAX_HEADER: u64 = 100_000_000;
 

@@ -1,19 +1,38 @@
-//! Picture files as pixels: JPEG, PNG, WebP and BMP, decoded to what PIL's
+//! Picture files as pixels: JPEG, PNG, WebP, BMP, GIF and TIFF, decoded to what PIL's
 //! `Image.open(file).convert("RGB")` gives.
 
 use std::any::Any;
 use std::cell::Cell;
-use std::io::{self, BufRead, Cursor, Read};
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
-use mozjpeg::{ColorSpace, Decompress};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use crate::error::DataError;
 
-/// The most pixels a picture may have, because a file of a few bytes can claim any number.
-const MAX_PIXELS: u64 = 100_000_000;
+mod bmp;
+mod gif;
+mod jpeg;
+mod tiff;
+mod unread;
+mod webp;
+
+/// The extensions of picture files, in lower case.
+pub(crate) const EXTENSIONS: &[&str] =
+    &["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"];
+
+/// The formats that are read, in words.
+pub(crate) const FORMATS: &str = "JPEG, PNG, WebP, BMP, GIF and TIFF";
+
+/// The most pixels a picture may have, because a file of a few bytes can claim any number: PIL refuses more
+/// than twice its `MAX_IMAGE_PIXELS`.
+const MAX_PIXELS: u64 = 2 * 89_478_485;
+
+/// What mends a file that is right, but of a kind that is not read.
+const ADVICE: &str = "save it as PNG";
 
 /// A picture in main memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,18 +45,21 @@ pub struct RgbImage {
     pub pixels: Vec<u8>,
 }
 
-/// Decodes a JPEG, PNG, WebP or BMP file; `file` is its name in messages. Which of the four it is, its first
-/// bytes say, not its name.
+/// Decodes a JPEG, PNG, WebP, BMP, GIF or TIFF file; `file` is its name in messages. Which of them it is, its
+/// first bytes say, not its name.
 ///
-/// Grey becomes red, green and blue, a palette is looked up, transparency is dropped (the colours stay), a
-/// sample of 16 bits keeps its upper 8, and of an animation the first picture is taken. A tag for the
-/// orientation (Exif) changes nothing, as in PIL, torchvision and timm.
+/// Grey becomes red, green and blue, a palette is looked up, CMYK is converted without a colour profile,
+/// transparency is dropped (the colours stay), a sample of 16 bits keeps its upper 8, and of several pictures
+/// in a file the first is taken. A tag for the orientation (Exif) changes nothing but in a TIFF, as in PIL,
+/// torchvision and timm.
 ///
-/// The pixels are PIL's, bit for bit, but for grey samples of 16 bits, which PIL clips at 255.
+/// The pixels are PIL's, bit for bit, but for grey samples of 16 bits, which PIL clips at 255, and the pixels
+/// that a run-length coded BMP skips, which are black.
 ///
 /// # Errors
-/// When the bytes are none of the four formats, end too early or are damaged beyond decoding, when the
-/// picture has more than 100 million pixels, or is a JPEG for print (CMYK).
+/// When the bytes are none of these formats (then the message says what they are, as far as that is known), end
+/// too early ("truncated"), are damaged beyond decoding, or use a part of the format that is not read, such as
+/// JPEG inside TIFF; when the picture has no pixels, or more than 178,956,970, as in PIL.
 pub fn decode(bytes: &[u8], file: &Path) -> Result<RgbImage, DataError> {
     let ran_out = Cell::new(false);
     // libjpeg's errors arrive by unwinding, and a decoder's panic over a bad file is that file's fault too.
@@ -50,66 +72,74 @@ pub fn decode(bytes: &[u8], file: &Path) -> Result<RgbImage, DataError> {
 }
 
 fn decode_content(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String> {
+    let source = Source { bytes: Cursor::new(bytes), ran_out };
     match image::guess_format(bytes) {
-        Ok(ImageFormat::Jpeg) => decode_jpeg(WholeFile { rest: bytes, ran_out }),
-        Ok(format @ (ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp)) => decode_other(bytes, format),
-        _ if bytes.is_empty() => Err("empty".into()),
-        _ => Err("not a JPEG, PNG, WebP or BMP picture".into()),
+        Ok(ImageFormat::Jpeg) => jpeg::decode(bytes, ran_out),
+        Ok(ImageFormat::Png) => {
+            if let Some(&[w0, w1, w2, w3, h0, h1, h2, h3]) = bytes.get(16..24) {
+                check_size(
+                    u32::from_be_bytes([w0, w1, w2, w3]).into(),
+                    u32::from_be_bytes([h0, h1, h2, h3]).into(),
+                )?;
+            }
+            with_image(source, ImageFormat::Png)
+        }
+        Ok(ImageFormat::WebP) => webp::decode(bytes, ran_out),
+        Ok(ImageFormat::Bmp) => bmp::decode(source),
+        Ok(ImageFormat::Gif) => gif::decode(source),
+        Ok(ImageFormat::Tiff) => tiff::decode(bytes, ran_out),
+        _ if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") => tiff::decode(bytes, ran_out), // of 64 bits
+        _ => Err(unread::describe(bytes)),
     }
 }
 
-fn decode_jpeg(file: WholeFile<'_>) -> Result<RgbImage, String> {
-    let header = Decompress::new_reader(file).map_err(|error| error.to_string())?;
-    check_size(header.width() as u64, header.height() as u64)?;
-    if matches!(header.color_space(), ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK) {
-        return Err("a JPEG in CMYK colours; convert it to RGB".into());
-    }
-    let mut picture = header.rgb().map_err(|error| error.to_string())?;
-    let (width, height) = (picture.width() as u32, picture.height() as u32);
-    let pixels = picture.read_scanlines().map_err(|error| error.to_string())?;
-    // As PIL does, this asks for the end-of-image marker.
-    picture.finish().map_err(|error| error.to_string())?;
-    Ok(RgbImage { width, height, pixels })
-}
-
-/// A file in memory that fails at its end. mozjpeg's own readers pretend an end-of-image marker there, and the
-/// missing part of the picture would come out grey.
-struct WholeFile<'a> {
-    rest: &'a [u8],
+/// A file in memory that notes when it is read beyond its end: a decoder that fails after that has a
+/// truncated file, whatever it says.
+struct Source<'a> {
+    bytes: Cursor<&'a [u8]>,
     ran_out: &'a Cell<bool>,
 }
 
-impl BufRead for WholeFile<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.rest.is_empty() {
-            self.ran_out.set(true);
-            return Err(io::Error::other("truncated")); // an UnexpectedEof would be papered over
-        }
-        Ok(self.rest)
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.rest = self.rest.get(count..).unwrap_or_default();
-    }
-}
-
-impl Read for WholeFile<'_> {
+impl Read for Source<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.fill_buf()?.read(buffer)?;
-        self.consume(count);
+        let count = self.bytes.read(buffer)?;
+        if count == 0 && !buffer.is_empty() {
+            self.ran_out.set(true);
+        }
         Ok(count)
     }
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<RgbImage, String> {
+impl BufRead for Source<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let rest = self.bytes.fill_buf()?;
+        if rest.is_empty() {
+            self.ran_out.set(true);
+        }
+        Ok(rest)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.bytes.consume(count);
+    }
+}
+
+impl Seek for Source<'_> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.bytes.seek(position)
+    }
+}
+
+/// Decodes with the `image` crate.
+fn with_image(source: Source<'_>, format: ImageFormat) -> Result<RgbImage, String> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(8 * MAX_PIXELS); // four samples of 16 bits
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut reader = ImageReader::with_format(source, format);
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    let decoder = reader.into_decoder().map_err(reason)?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into())?;
-    let picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let picture = DynamicImage::from_decoder(decoder).map_err(reason)?;
     let color = picture.color();
     let pixels = if color.bytes_per_pixel() == color.channel_count() {
         picture.into_rgb8().into_raw()
@@ -119,18 +149,43 @@ fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<RgbImage, String> {
     Ok(RgbImage { width, height, pixels })
 }
 
-fn check_size(width: u64, height: u64) -> Result<(), String> {
-    match width.checked_mul(height) {
-        Some(0) => Err(format!("{width}x{height} pixels")),
-        Some(pixels) if pixels <= MAX_PIXELS => Ok(()),
-        _ => Err(format!("claims {width}x{height} pixels; the most is {MAX_PIXELS}")),
+fn reason(error: ImageError) -> String {
+    match (&error, error.source()) {
+        (ImageError::Decoding(_), Some(source)) => match source.to_string() {
+            text if text.starts_with("CRC error") => "damaged: a checksum is wrong".into(),
+            text => damaged(text),
+        },
+        (ImageError::Unsupported(_), _) => format!("{error}; {ADVICE}"),
+        _ => error.to_string(),
     }
 }
 
+/// Called with what a header says, before memory is taken for it.
+fn check_size(width: u64, height: u64) -> Result<(), String> {
+    match width.checked_mul(height) {
+        Some(0) => Err(format!("has no pixels: {width}x{height}")),
+        Some(pixels) if pixels <= MAX_PIXELS => Ok(()),
+        _ => Err(format!("claims {width}x{height} pixels; the most is {MAX_PIXELS}, as in PIL")),
+    }
+}
+
+/// Red, green and blue of inks without a colour profile, rounded as PIL does it.
+fn cmyk_to_rgb([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
+    let white = 255 - u32::from(black);
+    [cyan, magenta, yellow].map(|ink| {
+        let product = u32::from(ink) * white + 128;
+        (white - ((product + (product >> 8)) >> 8)) as u8 // at most white / 255 of 255
+    })
+}
+
+fn damaged(error: impl Display) -> String {
+    format!("damaged: {error}")
+}
+
 fn message(payload: &(dyn Any + Send)) -> String {
-    payload
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string))
-        .unwrap_or_else(|| "cannot be decoded".into())
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    match text.or_else(|| payload.downcast_ref::<&str>().copied()) {
+        Some(text) => text.replace("libjpeg fatal error", "libjpeg"),
+        None => "cannot be decoded".into(),
+    }
 }

@@ -8,14 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
+use crate::decode::EXTENSIONS;
 use crate::error::DataError;
 use crate::fit::{CropMode, check};
 use crate::host::hex;
 use crate::ops::Filter;
 use crate::rng::{keyed_rng, shuffle};
 
-/// In any mixture of upper and lower case.
-const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
 const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
 
 /// What to do about a picture that cannot be decoded.

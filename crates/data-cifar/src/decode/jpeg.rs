@@ -1,0 +1,62 @@
+//! JPEG through libjpeg: the decoder that PIL uses.
+
+use std::cell::Cell;
+use std::io::{self, BufRead, Read};
+
+use mozjpeg::{ColorSpace, Decompress};
+
+use super::{RgbImage, check_size, cmyk_to_rgb, damaged};
+
+pub(super) fn decode(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String> {
+    let complete = Cell::new(false);
+    let file = WholeFile { rest: bytes, ran_out, complete: &complete };
+    let header = Decompress::new_reader(file).map_err(damaged)?;
+    check_size(header.width() as u64, header.height() as u64)?;
+    let is_cmyk = matches!(header.color_space(), ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK);
+    let color = if is_cmyk { ColorSpace::JCS_CMYK } else { ColorSpace::JCS_RGB };
+    let mut picture = header.to_colorspace(color).map_err(damaged)?;
+    let (width, height) = (picture.width() as u32, picture.height() as u32);
+    let mut pixels: Vec<u8> = picture.read_scanlines().map_err(damaged)?;
+    complete.set(true);
+    picture.finish().map_err(damaged)?;
+    if is_cmyk {
+        // As Adobe writes them, 255 is no ink; PIL takes that for granted.
+        pixels = pixels
+            .as_chunks()
+            .0
+            .iter()
+            .flat_map(|inks: &[u8; 4]| cmyk_to_rgb(inks.map(|ink| !ink)))
+            .collect();
+    }
+    Ok(RgbImage { width, height, pixels })
+}
+
+/// A file in memory that fails at its end as long as pixels are missing. mozjpeg's own readers pretend an
+/// end-of-image marker there, and the missing part of the picture would come out grey.
+struct WholeFile<'a> {
+    rest: &'a [u8],
+    ran_out: &'a Cell<bool>,
+    complete: &'a Cell<bool>,
+}
+
+impl BufRead for WholeFile<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.rest.is_empty() && !self.complete.get() {
+            self.ran_out.set(true);
+            return Err(io::Error::other("truncated")); // an UnexpectedEof would be papered over
+        }
+        Ok(self.rest)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.rest = self.rest.get(count..).unwrap_or_default();
+    }
+}
+
+impl Read for WholeFile<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
