@@ -88,7 +88,8 @@ fn decode_content(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String
         Ok(ImageFormat::Bmp) => bmp::decode(source),
         Ok(ImageFormat::Gif) => gif::decode(source),
         Ok(ImageFormat::Tiff) => tiff::decode(bytes, ran_out),
-        _ if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") => tiff::decode(bytes, ran_out), // of 64 bits
+        // With offsets of 64 bits.
+        _ if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") => tiff::decode(bytes, ran_out),
         _ => Err(unread::describe(bytes)),
     }
 }
@@ -134,9 +135,11 @@ impl Seek for Source<'_> {
 fn with_image(source: Source<'_>, format: ImageFormat) -> Result<RgbImage, String> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(8 * MAX_PIXELS); // four samples of 16 bits
+    let ran_out = source.ran_out;
     let mut reader = ImageReader::with_format(source, format);
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(reason)?;
+    ran_out.set(false); // WebP's looks for the last chunk
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into())?;
     let picture = DynamicImage::from_decoder(decoder).map_err(reason)?;
@@ -187,5 +190,32 @@ fn message(payload: &(dyn Any + Send)) -> String {
     match text.or_else(|| payload.downcast_ref::<&str>().copied()) {
         Some(text) => text.replace("libjpeg fatal error", "libjpeg"),
         None => "cannot be decoded".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PIL's limit to the pixel.
+    #[test]
+    fn the_largest_picture_is_that_of_pil() {
+        assert_eq!(check_size(178_956_970, 1), Ok(()));
+        let message = "claims 1x178956971 pixels; the most is 178956970, as in PIL";
+        assert_eq!(check_size(1, 178_956_971), Err(message.into()));
+        assert_eq!(check_size(0, 3), Err("has no pixels: 0x3".into()));
+        assert!(check_size(u64::MAX, 2).is_err());
+    }
+
+    /// Every product against real numbers: PIL's `MULDIV255` rounds to the nearest.
+    #[test]
+    fn inks_are_subtracted_from_white() {
+        for ink in 0..=255 {
+            for black in 0..=255 {
+                let white = 255 - black;
+                let expected = f64::from(white) - (f64::from(ink) * f64::from(white) / 255.0).round();
+                assert_eq!(cmyk_to_rgb([ink, 0, 255, black]), [expected as u8, white, 0], "{ink} {black}");
+            }
+        }
     }
 }

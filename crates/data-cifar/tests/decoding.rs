@@ -1,5 +1,5 @@
 //! Pictures against PIL, torchvision and timm: `docs/parity/decoding.py` made the files and what is expected of
-//! them, with Pillow 13.0.0, torchvision 0.26.0 and timm 1.0.31.
+//! them, with Pillow 13.0.0, torchvision 0.29.2 and timm 1.0.31.
 
 #![allow(clippy::unwrap_used)] // helpers of tests are not recognised as such
 
@@ -46,7 +46,7 @@ fn difference(a: &RgbImage, b: &RgbImage) -> (u8, f64) {
 #[test]
 fn pixels_are_those_of_pil() {
     let expected = expected("pixels/");
-    assert_eq!(expected.len(), 34);
+    assert_eq!(expected.len(), 101);
     for (name, image) in expected {
         let (largest, share) = difference(&decoded(&file(&name)).unwrap(), &image);
         assert_eq!(largest, 0, "{name}: {share} of the values");
@@ -55,62 +55,143 @@ fn pixels_are_those_of_pil() {
 
 #[test]
 fn the_content_says_what_a_file_is() {
-    let png = decoded(&file("png_rgb.png")).unwrap();
-    assert_eq!(decode(&file("png_rgb.png"), Path::new("wrong.jpg")).unwrap(), png);
-    for (bytes, part) in [
-        (&b""[..], "picture: empty"),
-        (b"GIF89a and more", "not a JPEG, PNG, WebP or BMP"),
-        (b"<html>", "not a JPEG"),
-        (&file("jpeg_cmyk.jpg"), "CMYK"),
+    for (name, wrong) in
+        [("png_rgb.png", "a.jpg"), ("gif.gif", "a.tiff"), ("tiff.tif", "a"), ("bmp_rgb.bmp", "a.webp")]
+    {
+        assert_eq!(decode(&file(name), Path::new(wrong)).unwrap(), decoded(&file(name)).unwrap());
+    }
+    let box_of = |brands: &[u8]| [&[0, 0, 0, 8 + brands.len() as u8], &b"ftyp"[..], brands, b"more"].concat();
+    for (bytes, reason) in [
+        (b"".to_vec(), "empty"),
+        (vec![0; 500], "nothing but zeros; copy it anew"),
+        (box_of(b"avif\0\0\0\0mif1"), "an AVIF picture, which is not read; convert it to JPEG or PNG"),
+        (box_of(b"mif1\0\0\0\0avif"), "an AVIF picture, which is not read; convert it to JPEG or PNG"),
+        (box_of(b"heic\0\0\0\0mif1"), "a HEIC (HEIF) picture, which is not read; convert it to JPEG or PNG"),
+        (box_of(b"mif1\0\0\0\0heic"), "a HEIC (HEIF) picture, which is not read; convert it to JPEG or PNG"),
+        (box_of(b"isom\0\0\0\0mp42"), "a video, which is not read; convert it to JPEG or PNG"),
+        (b"\xff\x0a\xfa\x1f".to_vec(), "a JPEG XL picture, which is not read; convert it to JPEG or PNG"),
+        (
+            b"\0\0\0\x0cJXL \r\n\x87\n".to_vec(),
+            "a JPEG XL picture, which is not read; convert it to JPEG or PNG",
+        ),
+        (
+            b"\0\0\0\x0cjP  \r\n\x87\n".to_vec(),
+            "a JPEG 2000 picture, which is not read; convert it to JPEG or PNG",
+        ),
+        (b"8BPS\0\x01".to_vec(), "a Photoshop document, which is not read; convert it to JPEG or PNG"),
+        (b"%PDF-1.7\n".to_vec(), "a PDF document, which is not read; convert it to JPEG or PNG"),
+        (b"P6\n1 1\n255\nabc".to_vec(), "a PPM picture, which is not read; convert it to JPEG or PNG"),
+        ([&[0; 128][..], b"DICM"].concat(), "a DICOM picture, which is not read; convert it to JPEG or PNG"),
+        (b"PK\x03\x04\0".to_vec(), "an archive or compressed file; unpack it"),
+        (
+            b"\xef\xbb\xbf <?xml version='1.0'?><svg/>".to_vec(),
+            "an SVG drawing, which is not read; convert it to PNG",
+        ),
+        (b"\n<!DOCTYPE HTML><svg/>".to_vec(), "an HTML page in place of the picture; download it anew"),
+        (b"<HTML>404".to_vec(), "an HTML page in place of the picture; download it anew"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n".to_vec(),
+            "a Git LFS pointer in place of the picture; fetch it with git lfs pull",
+        ),
+        ("Überraschung\n".into(), "text, not a picture"),
+        (
+            b"\n\xff\xd8\xff\xe0\0\x10JFIF".to_vec(),
+            "none of JPEG, PNG, WebP, BMP, GIF and TIFF: it begins with the bytes 0a ff d8 ff e0 00 10 4a",
+        ),
     ] {
-        let message = decoded(bytes).unwrap_err();
-        assert!(message.contains(part), "{message}");
+        assert_eq!(decoded(&bytes).unwrap_err(), format!("picture: {reason}"));
     }
 }
 
-/// As in PIL: without its last byte a file is no picture any more. (A BMP may have padding there, and behind
-/// a WebP's or PNG's pixels there is nothing to miss.)
+/// As in PIL: a file is a picture only with all of its pixels, for most JPEGs to the last byte.
 #[test]
 fn truncated_files_are_errors() {
     for (name, most) in [
         ("jpeg_420.jpg", 1),
         ("jpeg_444.jpg", 1),
-        ("jpeg_grey.jpg", 1),
+        ("jpeg_grey.jpg", 3), // its pixels are complete without the end-of-image marker
+        ("jpeg_cmyk.jpg", 1),
         ("jpeg_progressive.jpg", 1),
+        ("jpeg_arithmetic.jpg", 3), // its decoder takes zeros for the last bits, as PIL's does
         ("jpeg_restart.jpg", 1),
         ("png_rgb.png", 13),
         ("png_interlaced.png", 13),
         ("bmp_rgb.bmp", 2),
+        ("bmp_565.bmp", 2),
         ("webp_lossless.webp", 2),
+        ("gif.gif", 5),
+        ("gif_interlaced.gif", 5),
+        ("tiff_tiles.tif", 1),
+        ("tiff_lzw.tif", 1),
     ] {
         let bytes = file(name);
         for length in 0..=bytes.len() - most {
             let result = decoded(&bytes[..length]);
             assert!(result.is_err(), "{name}: {length} of {} bytes", bytes.len());
         }
-        let message = decoded(&bytes[..bytes.len() / 2]).unwrap_err();
-        assert!(!name.starts_with("jpeg") || message == "picture: truncated", "{message}");
+        if !name.starts_with("tiff") {
+            // The tags, which are at a TIFF's end, are missed first.
+            assert_eq!(decoded(&bytes[..bytes.len() / 2]).unwrap_err(), "picture: truncated", "{name}");
+        }
     }
 }
 
-/// Files of a few bytes that claim 65,000 by 65,000 pixels.
+/// The message about a picture of a few bytes whose header claims another size.
+fn claiming(name: &str, [width, height]: [u16; 2]) -> String {
+    let mut bytes = file(name);
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    let little = [width.to_le_bytes(), height.to_le_bytes()];
+    let big = [width.to_be_bytes(), height.to_be_bytes()];
+    match name.split('_').next().unwrap() {
+        "jpeg" => {
+            let frame = file(name).windows(2).position(|bytes| bytes == [0xff, 0xc0]).unwrap();
+            put(frame + 5, &[big[1], big[0]].concat());
+        }
+        "png" => {
+            put(16, &[&[0, 0], &big[0][..], &[0, 0], &big[1]].concat());
+            let crc = crc32(&bytes[12..29]);
+            bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+        }
+        "bmp" => put(18, &[&little[0][..], &[0, 0], &little[1], &[0, 0]].concat()),
+        "webp" => put(24, &[&little[0][..], &[0], &little[1], &[0]].concat()), // of the canvas, less 1
+        "gif" => put(6, &little.concat()),
+        _ => {
+            // Width, height and the rows of the only strip are the values of these tags.
+            let tags = u32::from_le_bytes(*file(name)[4..].first_chunk().unwrap()) as usize + 2;
+            put(tags + 8, &little[0]);
+            put(tags + 12 + 8, &little[1]);
+            put(tags + 7 * 12 + 8, &little[1]);
+        }
+    }
+    decoded(&bytes).unwrap_err()
+}
+
 #[test]
 fn enormous_pictures_are_errors() {
-    let mut jpeg = file("jpeg_420.jpg");
-    let frame = jpeg.windows(2).position(|bytes| bytes == [0xff, 0xc0]).unwrap();
-    jpeg[frame + 5..frame + 9].copy_from_slice(&[0xfd, 0xe8, 0xfd, 0xe8]);
-    let mut png = file("png_rgb.png");
-    png[16..24].copy_from_slice(&[0, 0, 0xfd, 0xe8, 0, 0, 0xfd, 0xe8]);
-    let crc = crc32(&png[12..29]);
-    png[29..33].copy_from_slice(&crc.to_be_bytes());
-    let mut bmp = file("bmp_rgb.bmp");
-    bmp[18..26].copy_from_slice(&[0xe8, 0xfd, 0, 0, 0xe8, 0xfd, 0, 0]);
-    let mut webp = file("webp_lossless.webp");
-    webp[21..25].copy_from_slice(&[0xfe, 0xbf, 0xff, 0x0f]); // 16,383 x 16,383
-    for bytes in [jpeg, png, bmp, webp] {
-        let message = decoded(&bytes).unwrap_err();
-        assert!(message.contains("pixels; the most is 100000000"), "{message}");
+    for (name, side) in [
+        ("jpeg_420.jpg", 65000),
+        ("png_rgb.png", 65000),
+        ("bmp_rgb.bmp", 65000),
+        ("webp_animated.webp", 65001),
+        ("gif_small_on_screen.gif", 65000),
+        ("tiff_grey_8bit.tif", 65000),
+    ] {
+        let expected = format!("picture: claims {side}x{side} pixels; the most is 178956970, as in PIL");
+        assert_eq!(claiming(name, [65000; 2]), expected, "{name}");
     }
+}
+
+#[test]
+fn pictures_without_pixels_are_errors() {
+    for name in ["png_rgb.png", "bmp_rgb.bmp"] {
+        assert_eq!(claiming(name, [0, 7]), "picture: has no pixels: 0x7", "{name}");
+        assert_eq!(claiming(name, [7, 0]), "picture: has no pixels: 7x0", "{name}");
+    }
+    assert_eq!(claiming("jpeg_420.jpg", [7, 0]), "picture: libjpeg: Empty JPEG image (DNL not supported)");
+    assert_eq!(
+        claiming("tiff_grey_8bit.tif", [0, 7]),
+        "picture: damaged: format error: invalid dimensions: 0x7"
+    );
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
@@ -135,6 +216,31 @@ fn squares_are_those_of_timm() {
         let square = fit(sources[source].clone(), side.parse().unwrap(), crop_mode, filter).unwrap();
         assert_eq!(difference(&square, &image), (0, 0.0), "{name}");
     }
+}
+
+/// Whatever a file claims in any of its fields, it takes no more than the largest picture does.
+#[test]
+fn no_claim_takes_unbounded_memory() {
+    let before = peak_memory();
+    for entry in fs::read_dir(golden().join("decoding")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        // Headers are at the start, a TIFF's tags at the end.
+        for at in (0..bytes.len() - 4).filter(|at| *at < 64 || at + 200 > bytes.len()) {
+            let mut claims = bytes.clone();
+            claims[at..at + 4].fill(0xff);
+            let _ = decoded(&claims);
+        }
+        let taken = peak_memory() - before;
+        assert!(taken < 4 << 30, "{}: {taken} bytes", path.display());
+    }
+}
+
+/// The most address space that this process has had, in bytes, used or not; 0 where nothing tells.
+fn peak_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
+    1024 * line.map_or(0, |line| line.trim().trim_end_matches(" kB").parse().unwrap())
 }
 
 #[derive(Debug, Clone)]
@@ -186,7 +292,18 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(
-        start in prop::sample::select(vec![&b""[..], b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF\x40\0\0\0WEBPVP8L"]),
+        start in prop::sample::select(vec![
+            &b""[..],
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            b"BM",
+            b"RIFF\x40\0\0\0WEBPVP8L",
+            b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\x12\0\0\0",
+            b"GIF89a",
+            b"II*\0\x08\0\0\0",
+            b"MM\0+\0\x08\0\0\0\0\0\0\0\0\0\x10",
+            b"\0\0\0\x20ftyp",
+        ]),
         rest in prop::collection::vec(any::<u8>(), 0..300),
     ) {
         let _ = decoded(&[start, &rest].concat());
