@@ -146,11 +146,7 @@ fn text(file: &mut File, size: u64, start: &[u8]) -> io::Result<Option<String>> 
             let mut files: Vec<String> = map.values().filter_map(Value::as_str).map(str::to_owned).collect();
             files.sort();
             files.dedup();
-            format!(
-                "an index of {} files ({}); give one file that holds all tensors",
-                files.len(),
-                super::some(&files)
-            )
+            format!("an index of other files ({}); give one file that holds all tensors", super::some(&files))
         }
         None => "a JSON file; give the safetensors file it describes".to_owned(),
     }))
@@ -204,7 +200,7 @@ mod tests {
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "`git lfs pull` fetches it"),
             (pages, "a web page"),
             (b"<?xml version=\"1.0\"?><Error/>", "a web page"),
-            (index, "an index of 2 files (m-1.safetensors, m-2.safetensors); give one file"),
+            (index, "an index of other files (m-1.safetensors, m-2.safetensors); give one file"),
             (br#"{"model_type": "vit"}"#, "a JSON file"),
             (br#"{"meta":{"weight_map": 1}}"#, "a JSON file"),
             (b"[1]", "a JSON file"),
