@@ -363,8 +363,12 @@ fn run_inspect(args: &InspectArgs) -> Result<(), Error> {
     let root = recipes::workspace_root()?;
     let Resolved { recipe, .. } = args.recipe.resolve(&root)?;
     let RecipeArgs { data, seed, device, .. } = &args.recipe;
-    let inputs = args.recipe.recipe.iter().chain(&data.data_dir).map(PathBuf::as_path).collect::<Vec<_>>();
-    args.output.as_deref().map_or(Ok(()), |output| check_output(output, &inputs))?;
+    if let Some(output) = &args.output {
+        let (recipes, datasets) = (root.join("recipes"), root.join("datasets"));
+        let given = args.recipe.recipe.iter().chain(&data.data_dir);
+        let inputs: Vec<&Path> = given.chain([&recipes, &datasets]).map(PathBuf::as_path).collect();
+        check_output(output, &inputs)?;
+    }
     let source = data::load(&recipe, &root, data.data_dir.as_deref(), data.stream, &mut note)?;
     let summary = inspect::summarize(&source)?;
     if let Some(output) = &args.output {
@@ -390,6 +394,7 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
     let architecture = card.architecture(&args.weights)?;
     let network = architecture.init(&vs.root())?;
     weights.load(&weights.fit(&architecture, &shapes(&vs), Head::Same)?, &vs)?;
+    drop(weights);
 
     let source = data::load(recipe, &root, args.data.data_dir.as_deref(), args.data.stream, &mut note)?;
     if source.class_names != card.class_names {
