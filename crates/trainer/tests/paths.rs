@@ -92,7 +92,7 @@ impl Place {
         let mut trainer = Command::new(assert_cmd::cargo::cargo_bin!("trainer"));
         trainer.args([command, "--device", "cpu", "--recipe"]).arg(self.at("recipe.toml"));
         trainer.arg("--data-dir").arg(self.at("pictures")).env("COMPACT_VISION_CACHE", self.at("cache"));
-        trainer.current_dir(runs::root());
+        trainer.env("OMP_NUM_THREADS", "1").current_dir(runs::root());
         trainer
     }
 
@@ -116,6 +116,15 @@ fn forward(weights: &Path, input: &Path, output: &Path) -> Output {
         command.arg(flag).arg(file);
     }
     command.output().expect("the trainer starts")
+}
+
+/// The command under a shell that has done `first`, with `redirection`.
+fn in_shell(first: &str, command: &Command, redirection: &str) -> Output {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{first} exec \"$0\" \"$@\" {redirection}")]).arg(command.get_program());
+    let settings = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    shell.args(command.get_args()).envs(settings).current_dir(runs::root());
+    shell.output().expect("a shell starts")
 }
 
 fn os(text: &str) -> &OsStr {
@@ -299,19 +308,14 @@ fn a_standard_error_that_cannot_be_written_changes_nothing() {
     let plain = place.run("inspect", &[]);
     assert!(plain.status.success() && !plain.stderr.is_empty(), "{plain:?}");
     let wrong = [os("--set"), os("train.epochs=0")];
-    let program = assert_cmd::cargo::cargo_bin!("trainer");
     for (arguments, code) in [(&[] as &[&OsStr], 0), (&wrong, 2)] {
         // Closed by whoever starts it, full, and closed by whoever reads it.
         for redirection in ["2>&-", "2>/dev/full"] {
             if cfg!(not(target_os = "linux")) && redirection.contains("full") {
                 continue;
             }
-            let inner = place.command("inspect");
-            let mut shell = Command::new("sh");
-            shell.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")]).arg(program);
-            shell.args(inner.get_args()).args(arguments).current_dir(runs::root());
-            let output =
-                shell.env("COMPACT_VISION_CACHE", place.at("cache")).output().expect("a shell starts");
+            let mut command = place.command("inspect");
+            let output = in_shell("", command.args(arguments), redirection);
             assert_eq!(output.status.code(), Some(code), "{redirection}");
             assert!(code != 0 || output.stdout == plain.stdout, "{redirection}");
         }
@@ -328,16 +332,10 @@ fn a_standard_error_that_cannot_be_written_changes_nothing() {
 #[test]
 fn a_limit_on_the_size_of_files_is_an_error_like_a_full_disk() {
     let place = Place::new(["a", "b"]);
-    let limited = |limit: &str, command: &Command| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("ulimit -f {limit}; exec \"$0\" \"$@\"")]).arg(command.get_program());
-        shell.args(command.get_args()).current_dir(runs::root());
-        shell.env("COMPACT_VISION_CACHE", place.at("cache")).output().expect("a shell starts")
-    };
     let output = place.at("fresh.safetensors");
     let mut init = Command::new(assert_cmd::cargo::cargo_bin!("trainer"));
     init.arg("init").args(NETWORK).arg("--output").arg(&output);
-    let line = error_line(&limited("0", &init), 1);
+    let line = error_line(&in_shell("ulimit -f 0;", &init, ""), 1);
     assert!(line.contains("fresh.safetensors: File too large"), "{line}");
     assert!(!output.exists());
 
@@ -345,7 +343,7 @@ fn a_limit_on_the_size_of_files_is_an_error_like_a_full_disk() {
     let run = place.at("run");
     let mut train = place.command("train");
     train.args(["--set", "model.embed_dim=64", "--out"]).arg(&run);
-    let line = error_line(&limited("16", &train), 1);
+    let line = error_line(&in_shell("ulimit -f 16;", &train, ""), 1);
     assert!(line.contains("File too large"), "{line}");
     let status = runs::record(&run)["result"]["status"].clone();
     assert!(status.as_str().is_some_and(|status| status.contains("File too large")), "{status}");
