@@ -73,7 +73,7 @@ pub(crate) fn check(place: &Place) -> Result<u8> {
             }
         });
     }
-    say(summary.join("\n"));
+    summary.iter().for_each(say);
     Ok(u8::from(failed))
 }
 

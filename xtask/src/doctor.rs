@@ -73,7 +73,10 @@ pub(crate) fn doctor(place: &Place) -> Result<u8> {
     for Finding { what, found, mend } in findings {
         match mend {
             None => say(format!("ok       {what}: {found}")),
-            Some(mend) => say(format!("PROBLEM  {what}: {found}\n         mend it with: {mend}")),
+            Some(mend) => {
+                say(format!("PROBLEM  {what}: {found}"));
+                say(format!("         mend it with: {mend}"));
+            }
         }
     }
     say(match problems {

@@ -27,13 +27,14 @@ mod sweep;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use datasets::{CIFAR10, CIFAR100, Source};
 use libtorch::{ArchiveChoice, FlavorChoice};
-use process::{Place, Usage, cargo, note, say};
+use process::{Place, Usage, cargo, note, say, show};
 
 #[derive(Parser)]
 #[command(
@@ -191,11 +192,13 @@ fn sha256(text: &str) -> Result<String, String> {
 }
 
 fn main() -> ExitCode {
+    // A file that grows past the limit on the size of files is then an error of writing it, not the end of this program.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Help goes where it belongs; a mistake becomes one line.
         Err(help) if !help.use_stderr() => {
-            say(help.render().to_string().trim_end());
+            show(help.render().to_string().trim_end());
             return ExitCode::SUCCESS;
         }
         Err(mistake) => {

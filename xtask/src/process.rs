@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result};
+use run_record::{visible, visible_lines};
 
 /// The two directories everything is relative to.
 #[derive(Debug, Clone)]
@@ -78,20 +79,29 @@ impl Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Prints a result on stdout. A reader that stopped listening (`| head`) is no error.
-pub(crate) fn say(text: impl Display) {
+/// Prints a line of results on stdout, with [`visible`] names. A reader that stopped listening (`| head`) is no error.
+pub(crate) fn say(line: impl Display) {
+    show(visible(&line.to_string()));
+}
+
+/// Prints results of several lines: a table, a help. A name in them must be [`visible`] already, or it may break a line.
+pub(crate) fn show(text: impl Display) {
+    let text = visible_lines(&text.to_string());
     #[cfg(test)]
     return println!("{text}"); // which the test harness captures
     #[cfg(not(test))]
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Prints news about progress on stderr, so that stdout stays what was asked for.
-pub(crate) fn note(text: impl Display) {
+/// Prints a line of news about progress on stderr, so that stdout stays what was asked for. A stderr that is closed or
+/// full changes nothing.
+pub(crate) fn note(line: impl Display) {
+    let line = line.to_string();
+    let line = visible(&line);
     #[cfg(test)]
-    return eprintln!("{text}");
+    return eprintln!("{line}");
     #[cfg(not(test))]
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The cargo that runs this program, or the one in PATH, in the environment a plain shell would

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use run_record::visible;
 
 use crate::disk::megabytes;
 use crate::process::note;
@@ -19,7 +20,7 @@ pub(crate) struct Meter {
 
 impl Meter {
     pub(crate) fn new(what: impl Into<String>, total: Option<u64>) -> Self {
-        let what = what.into();
+        let what = visible(&what.into()).into_owned();
         let bar = std::io::stderr().is_terminal().then(|| {
             let (bar, template) = match total {
                 Some(total) => {

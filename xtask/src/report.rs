@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use run_record::{
-    ResultRow, RunRecord, STATUS_RUNNING, STATUS_STOPPED, SummaryRow, duration, write_atomically,
+    ResultRow, RunRecord, STATUS_RUNNING, STATUS_STOPPED, SummaryRow, duration, visible, write_atomically,
 };
 use serde::Serialize;
 
-use crate::process::{note, say};
+use crate::process::{note, say, show};
 use crate::summary;
 
 /// What the runs of a results directory came to.
@@ -40,10 +40,11 @@ pub(crate) fn report(results: &Path) -> Result<u8> {
     let groups = summary::summarise(&report.rows);
     let summary_csv = results.join("summary.csv");
     write(&summary_csv, &to_csv(&SummaryRow::HEADER, &groups)?)?;
-    say(table(&report.rows));
+    show(table(&report.rows));
     if let Some(table) = summary::table(&groups) {
-        say(format!("\nmeans ± sample standard deviations over seeds ({}):", summary_csv.display()));
-        say(table);
+        say("");
+        say(format!("means ± sample standard deviations over seeds ({}):", summary_csv.display()));
+        show(table);
     }
     for run in &report.running {
         say(format!(
@@ -137,9 +138,9 @@ fn table(rows: &[ResultRow]) -> Table {
     table.load_style(presets::ASCII_MARKDOWN).set_header(header);
     for row in rows {
         table.add_row([
-            row.model.clone(),
-            row.preset.clone(),
-            row.dataset.clone(),
+            visible(&row.model).into_owned(),
+            visible(&row.preset).into_owned(),
+            visible(&row.dataset).into_owned(),
             row.seed.to_string(),
             scaled(row.params),
             scaled(row.macs),
@@ -175,6 +176,7 @@ fn scaled(n: u64) -> String {
 /// One line of at most 60 characters; the whole text is in results.csv.
 fn shortened(status: &str) -> String {
     let line = status.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = visible(&line).into_owned();
     if line.chars().count() <= 60 { line } else { line.chars().take(59).chain(['…']).collect() }
 }
 
@@ -270,6 +272,17 @@ pub(crate) mod tests {
         let keys: Vec<_> = groups.iter().map(|g| (g.preset.as_str(), g.n, g.seeds.as_str())).collect();
         assert_eq!(keys, [("best", 1, "11"), ("quick", 2, "9 10")]);
         assert_eq!((groups[1].test_top1_mean, groups[1].test_top1_std), (Some(0.9612), Some(0.0)));
+    }
+
+    #[test]
+    fn names_from_a_record_cannot_act_on_the_terminal_or_break_the_table() {
+        let mut row = record("a\n| b |", "\u{1b}[2J", 0, "failed: no\u{202e}thing").result;
+        row.dataset = "folder\r".into();
+        let shown = table(&[row.clone(), row]).to_string();
+        assert_eq!(shown.lines().count(), 4, "{shown}");
+        for words in ["a\\n| b |", "\\u001b[2J", "folder\\r", "failed: no\\u202ething"] {
+            assert!(shown.contains(words), "{shown}");
+        }
     }
 
     #[test]

@@ -8,11 +8,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use run_record::duration;
+use run_record::{duration, visible};
 
 use crate::child::Trainers;
 use crate::presets::{recipes_of, select};
-use crate::process::{Place, Usage, ending, note, say};
+use crate::process::{Place, Usage, ending, note, say, show};
 use crate::sweep::prepare;
 use left::{Began, Between, Left, began, differences, left};
 
@@ -191,7 +191,7 @@ impl Bench<'_> {
                 }
             }
         }
-        say(summary(&self.tally, models.len(), self.args.seed));
+        show(summary(&self.tally, models.len(), self.args.seed));
         Ok(u8::from(self.tally.bad > 0))
     }
 
@@ -258,7 +258,7 @@ impl Bench<'_> {
                 Err(error) => round.problems.push(format!("{error:#}")),
             },
         }
-        say(line(&round, self.tally.rounds, subject.model));
+        show(line(&round, self.tally.rounds, subject.model));
         if round.problems.is_empty() {
             fs::remove_dir_all(&run).with_context(|| format!("cannot remove {}", run.display()))?;
             let errors = errors_of(&run);
@@ -371,7 +371,7 @@ fn line(round: &Round, number: u32, model: &str) -> String {
     let verdict = if round.problems.is_empty() {
         "; equal".to_owned()
     } else {
-        round.problems.iter().map(|problem| format!("\n  DIFFERENT: {problem}")).collect()
+        round.problems.iter().map(|problem| format!("\n  DIFFERENT: {}", visible(problem))).collect()
     };
     format!("[round {number}, {model}] {kills}{resumed}{verdict}")
 }

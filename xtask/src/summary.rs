@@ -1,7 +1,7 @@
 //! Mean and spread over seeds, of the finished runs that differ in nothing else.
 
 use comfy_table::{CellAlignment, Table, presets};
-use run_record::{ResultRow, STATUS_COMPLETE, SummaryRow, duration};
+use run_record::{ResultRow, STATUS_COMPLETE, SummaryRow, duration, visible};
 
 /// One row per group of finished runs, in the order of their first rows.
 pub(crate) fn summarise(rows: &[ResultRow]) -> Vec<SummaryRow> {
@@ -110,9 +110,9 @@ pub(crate) fn table(groups: &[SummaryRow]) -> Option<Table> {
             _ => String::new(),
         };
         table.add_row([
-            group.model.clone(),
-            group.preset.clone(),
-            group.dataset.clone(),
+            visible(&group.model).into_owned(),
+            visible(&group.preset).into_owned(),
+            visible(&group.dataset).into_owned(),
             listed(&group.seeds),
             percent((group.val_top1_mean, group.val_top1_std)),
             percent((group.test_top1_mean, group.test_top1_std)),

@@ -85,6 +85,49 @@ fn other_failures_end_with_1_and_one_line() {
     assert!(stderr.contains("LIBTORCH points to") && stderr.contains("is no libtorch directory"), "{stderr}");
 }
 
+/// Whatever becomes of what is said on stderr, the exit code and stdout are the same; and names are only text.
+#[test]
+fn a_standard_error_that_cannot_be_written_changes_nothing() {
+    let dir = workspace();
+    let run = dir.path().join("results/runs/cut\n\u{1b}[2J");
+    fs::create_dir_all(&run).unwrap();
+    fs::write(run.join("record.json"), "{").unwrap();
+    let plain = xtask(dir.path()).arg("report").output().unwrap();
+    assert_eq!(plain.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&plain.stdout).contains("0 of 1 runs written"));
+    let said = String::from_utf8(plain.stderr).unwrap();
+    assert_one_error_line(&said);
+    assert!(said.contains("runs/cut\\n\\u001b[2J/record.json"), "{said}");
+    for redirection in ["2>&-", "2>/dev/full"] {
+        if redirection.contains("/dev/full") && !Path::new("/dev/full").exists() {
+            continue; // macOS has none
+        }
+        let program = assert_cmd::cargo::cargo_bin!("xtask").display();
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("exec '{program}' report {redirection}")]);
+        shell.current_dir(dir.path()).env("CARGO_MANIFEST_DIR", dir.path().join("xtask"));
+        let output = shell.env("COMPACT_VISION_CACHE", dir.path().join("cache")).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{redirection}");
+        assert_eq!(output.stdout, plain.stdout, "{redirection}");
+    }
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_like_a_full_disk() {
+    let dir = workspace();
+    fs::create_dir_all(dir.path().join("results")).unwrap();
+    let program = assert_cmd::cargo::cargo_bin!("xtask").display();
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &format!("ulimit -f 0; exec '{program}' report")]);
+    shell.current_dir(dir.path()).env("CARGO_MANIFEST_DIR", dir.path().join("xtask"));
+    let output = shell.env("COMPACT_VISION_CACHE", dir.path().join("cache")).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_one_error_line(&said);
+    assert!(said.contains("results.csv") && said.contains("too large"), "{said}");
+    assert_eq!(fs::read_dir(dir.path().join("results")).unwrap().count(), 0, "nothing half-written is left");
+}
+
 #[test]
 fn a_python_that_is_missing_is_one_line_too() {
     let dir = workspace();

@@ -30,14 +30,7 @@ pub fn cache_dir() -> Option<PathBuf> {
 /// # Errors
 /// Whatever the file system answers; the message does not name the path, so add it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?);
-    name.push(format!(".{}{PARTIAL}", std::process::id()));
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let beside = directory.join(name);
+    let (directory, beside) = beside(path)?;
     let written = write_and_flush(&beside, bytes).and_then(|()| fs::rename(&beside, path));
     if let Err(error) = written {
         // The first error is the one to report; a leftover that cannot be removed is only litter.
@@ -46,6 +39,29 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     // The rename itself is durable only once its directory is.
     File::open(directory)?.sync_all()
+}
+
+/// Whether [`write_atomically`] can begin to write the file at `path`; writes nothing that stays. A disk that is full
+/// shows only when it fills.
+///
+/// # Errors
+/// Whatever the file system answers: there is no such directory, it cannot be written, the name is too long.
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    let (_, beside) = beside(path)?;
+    File::create(&beside)?;
+    fs::remove_file(beside)
+}
+
+/// The directory of the file at `path`, and where in it the file is written before it is whole.
+fn beside(path: &Path) -> io::Result<(&Path, PathBuf)> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?);
+    name.push(format!(".{}{PARTIAL}", std::process::id()));
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    Ok((directory, directory.join(name)))
 }
 
 /// Removes what killed processes left half-written in `directory`; only for who holds its lock.
@@ -82,6 +98,12 @@ mod tests {
         write_atomically(&path, b"first").unwrap();
         write_atomically(&path, b"second").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        // No directory, a file in its place, a name that is too long with what is added to it, none at all.
+        for wrong in ["none/file", "history.csv/file", &"x".repeat(250), ".."] {
+            assert!(check_writable(&directory.join(wrong)).is_err(), "{wrong}");
+        }
 
         // A directory cannot be replaced by a file: the rename fails after the bytes are written.
         let occupied = directory.join("occupied");

@@ -23,7 +23,7 @@ pub use augment::{AugmentRecipe, CropOffset, EraseMode, MixMode, TrainInterpolat
 pub use data::{
     CropMode, DataRecipe, DatasetName, FolderRecipe, Interpolation, Normalize, OnError, ValidationFrom,
 };
-pub use disk::{cache_dir, remove_partial_files, write_atomically};
+pub use disk::{cache_dir, check_writable, remove_partial_files, write_atomically};
 pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerName, OptimizerRecipe, RollbackRecipe, Schedule};
 pub use recipe::{
     Estimate, FieldValue, InitialWeights, Loss, ModelChoice, Recipe, RecipeError, Reference, Select,
@@ -33,4 +33,4 @@ pub use record::{
     EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, STATUS_STOPPED,
 };
 pub use summary::SummaryRow;
-pub use words::{complaint, duration};
+pub use words::{complaint, duration, visible, visible_lines};

@@ -206,12 +206,12 @@ impl Select {
     }
 }
 
-/// Weights to start from. A head for another number of classes is drawn anew, and a position embedding
-/// for another size of image resampled.
+/// Weights to start from. A head for other classes is drawn anew, and a position embedding for another size of image
+/// resampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InitialWeights {
-    /// A safetensors file.
+    /// A safetensors file; its path is UTF-8, or a recipe could not hold it.
     pub file: PathBuf,
     /// Its SHA-256 in lower-case hexadecimal; another file is refused.
     pub sha256: String,

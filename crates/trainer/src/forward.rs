@@ -8,8 +8,9 @@ use tch::Device;
 use tch::nn::VarStore;
 
 use crate::Error;
+use crate::paths::check_output;
 use crate::registry::Architecture;
-use crate::weights;
+use crate::weights::{self, Head, WeightsFile};
 
 /// Runs the images in `input`, a safetensors file with a tensor `input` `[B, 3, H, W]`, exactly as the
 /// network is to see them, through the network with the given weights. `output` becomes a safetensors file
@@ -17,16 +18,17 @@ use crate::weights;
 /// Returned are notes on how the weights were read.
 ///
 /// # Errors
-/// Files that cannot be read or written, weights that do not fit, an input of another shape.
+/// An output that is an input or cannot be written, files that cannot be read, weights that do not fit, an input of another shape.
 pub fn forward(
     architecture: &Architecture,
     weights: &Path,
-    new_head: bool,
+    head: Head<'_>,
     input: &Path,
     output: &Path,
     device: Device,
 ) -> Result<Vec<String>, Error> {
-    let images = weights::read_tensor(input, "input")?;
+    check_output(output, &[weights, input])?;
+    let images = WeightsFile::open(input)?.tensor("input")?;
     let side = architecture.image_size;
     match images.size().as_slice() {
         [batch, 3, height, width] if *batch > 0 && (*height, *width) == (side, side) => {}
@@ -43,7 +45,7 @@ pub fn forward(
     }
     let vs = VarStore::new(device);
     let network = architecture.init(&vs.root())?;
-    let notes = weights::load(&vs, architecture, weights, new_head)?;
+    let notes = weights::load(&vs, architecture, weights, head)?;
     let images = images.f_to_device(device)?;
     let tensors = tch::no_grad(|| {
         let features = network.forward_features(&images, false);

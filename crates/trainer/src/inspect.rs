@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use data_cifar::{ChannelStats, Draw, permutation, repeated};
-use run_record::Recipe;
+use run_record::{Recipe, visible};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
@@ -86,19 +86,23 @@ impl Summary {
     /// The summary for a person.
     pub fn to_text(&self) -> String {
         let mut text = format!("{} (SHA-256 {})\n", self.dataset, self.data_sha256);
-        let width = self.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0).max(5);
+        let width =
+            self.classes.iter().map(|class| visible(&class.name).chars().count()).max().unwrap_or(0).max(5);
         let mut line = |name: &str, cells: [&str; 3]| {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{name:<width$} {:>8} {:>10} {:>8}", cells[0], cells[1], cells[2]);
         };
         line("class", ["train", "validation", "test"]);
         for ClassCounts { name, train, validation, test } in self.classes.iter().chain([&self.total]) {
-            line(name, [train, validation, test].map(ToString::to_string).each_ref().map(String::as_str));
+            line(
+                &visible(name),
+                [train, validation, test].map(ToString::to_string).each_ref().map(String::as_str),
+            );
         }
         let numbers = |values: [f64; 3]| values.map(|value| format!("{value:.4}")).join(", ");
         let _ = write!(text, "mean {}; standard deviation {}", numbers(self.mean), numbers(self.std));
         for skipped in &self.skipped {
-            let _ = write!(text, "\nleft out: {skipped}");
+            let _ = write!(text, "\nleft out: {}", visible(skipped));
         }
         text
     }
@@ -124,7 +128,7 @@ pub fn sheet(
     let batch = batches.next().ok_or_else(|| Error::Usage("there is no image to train on".to_owned()))??;
     let mut epoch = presentation.epoch(&train, &order, recipe.train.batch_size, draw, 0)?;
     let shown = epoch.next().ok_or_else(|| Error::Usage("there is no image to train on".to_owned()))??;
-    let bytes = visible(&shown.images, &stats)?;
+    let bytes = pixels(&shown.images, &stats)?;
     let targets = shown.targets.f_to_device(Device::Cpu)?;
     let labels: Vec<i64> = Vec::try_from(&batch.labels)?;
     let name = |class: i64| source.class_names.get(class as usize).map_or("?", String::as_str);
@@ -141,7 +145,7 @@ pub fn sheet(
 }
 
 /// Normalised floats as bytes to look at; what lies outside is cut off.
-fn visible(images: &Tensor, stats: &ChannelStats) -> Result<Tensor, Error> {
+fn pixels(images: &Tensor, stats: &ChannelStats) -> Result<Tensor, Error> {
     let channels = |values: [f64; 3]| Tensor::f_from_slice(&values.map(|x| x as f32))?.f_view([3, 1, 1]);
     let floats =
         images.f_to_device(Device::Cpu)?.f_mul(&channels(stats.std)?)?.f_add(&channels(stats.mean)?)?;

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod keeper;
 pub mod loss;
 pub mod optimizer;
+pub mod paths;
 pub mod precision;
 pub mod presentation;
 pub mod progress;

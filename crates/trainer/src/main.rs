@@ -13,14 +13,16 @@ use trainer::data::{self, Part};
 use trainer::evaluate::evaluate;
 use trainer::forward::forward;
 use trainer::keeper::Saving;
+use trainer::paths::check_output;
 use trainer::precision::{self, Precision};
 use trainer::presentation::Presentation;
-use trainer::progress::{Output, say};
+use trainer::progress::{Output, note, say, show};
 use trainer::recipes::Resolved;
 use trainer::registry::{Architecture, FAMILIES};
 use trainer::signals::Stop;
 use trainer::train::{self, Request};
-use trainer::{Error, environment, error, inspect, recipes, registry, summary, weights};
+use trainer::weights::{self, Head, WeightsFile, shapes};
+use trainer::{Error, environment, error, inspect, recipes, registry, signals, summary};
 
 // libtorch allocates and frees large blocks every step, which the C library's allocator hands back
 // to the kernel each time. With its `override` feature, mimalloc serves libtorch's C++ too.
@@ -276,6 +278,8 @@ fn main() -> ExitCode {
     keep_freed_memory();
     // A panic is a bug or libtorch giving up; either is one line here, not a backtrace.
     error::quiet_panics();
+    // Without it, a file that is too large is an end without a word; that is all there is to be done about it here.
+    let _ = signals::survive_file_limit();
     let outcome = std::panic::catch_unwind(|| match Cli::try_parse() {
         Ok(Cli { command: Command::Train(args) }) => run_train(args),
         Ok(Cli { command: Command::Evaluate(args) }) => run_evaluate(&args),
@@ -286,7 +290,7 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Init(args) }) => run_init(&args),
         // Help and version go where they belong; a mistake becomes one line.
         Err(help) if !help.use_stderr() => {
-            say(help.render().to_string().trim_end());
+            show(help.render().to_string().trim_end());
             Ok(())
         }
         Err(mistake) => Err(Error::Usage(run_record::complaint(&mistake.render().to_string()))),
@@ -298,7 +302,7 @@ fn main() -> ExitCode {
     };
     // To have been asked to stop is none.
     let label = if matches!(error, Error::Stopped { .. }) { "" } else { "error: " };
-    eprintln!("{label}{error}");
+    note(&format!("{label}{error}"));
     ExitCode::from(error.exit_code())
 }
 
@@ -316,7 +320,7 @@ fn run_train(args: TrainArgs) -> Result<(), Error> {
     let root = recipes::workspace_root()?;
     let resolved = args.recipe.resolve(&root)?;
     let resolved = match &args.weights {
-        Some(file) => resolved.starting_from(file)?,
+        Some(file) => resolved.starting_from(&WeightsFile::open(file)?)?,
         None => resolved,
     };
     let RecipeArgs { data, seed, device, .. } = args.recipe;
@@ -359,7 +363,12 @@ fn run_inspect(args: &InspectArgs) -> Result<(), Error> {
     let root = recipes::workspace_root()?;
     let Resolved { recipe, .. } = args.recipe.resolve(&root)?;
     let RecipeArgs { data, seed, device, .. } = &args.recipe;
-    let mut note = |text: &str| eprintln!("{text}");
+    if let Some(output) = &args.output {
+        let (recipes, datasets) = (root.join("recipes"), root.join("datasets"));
+        let given = args.recipe.recipe.iter().chain(&data.data_dir);
+        let inputs: Vec<&Path> = given.chain([&recipes, &datasets]).map(PathBuf::as_path).collect();
+        check_output(output, &inputs)?;
+    }
     let source = data::load(&recipe, &root, data.data_dir.as_deref(), data.stream, &mut note)?;
     let summary = inspect::summarize(&source)?;
     if let Some(output) = &args.output {
@@ -370,7 +379,7 @@ fn run_inspect(args: &InspectArgs) -> Result<(), Error> {
     if args.json {
         say_json(&summary)?;
     } else {
-        say(&summary.to_text());
+        show(&summary.to_text());
     }
     Ok(())
 }
@@ -378,14 +387,15 @@ fn run_inspect(args: &InspectArgs) -> Result<(), Error> {
 fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
     let root = recipes::workspace_root()?;
     let device = environment::device(&args.device)?;
-    let card = weights::read_card(&args.weights)?;
+    let weights = WeightsFile::open(&args.weights)?;
+    let card = weights.card()?;
     let recipe = &card.recipe;
     let vs = VarStore::new(device);
     let architecture = card.architecture(&args.weights)?;
     let network = architecture.init(&vs.root())?;
-    weights::load(&vs, &architecture, &args.weights, false)?;
+    weights.load(&weights.fit(&architecture, &shapes(&vs), Head::Same)?, &vs)?;
+    drop(weights);
 
-    let mut note = |text: &str| eprintln!("{text}");
     let source = data::load(recipe, &root, args.data.data_dir.as_deref(), args.data.stream, &mut note)?;
     if source.class_names != card.class_names {
         return Err(Error::Weights {
@@ -394,7 +404,10 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<(), Error> {
         });
     }
     if source.sha256 != card.data_sha256 {
-        eprintln!("note: this is not the data the weights were trained on (SHA-256 {})", card.data_sha256);
+        note(&format!(
+            "note: this is not the data the weights were trained on (SHA-256 {})",
+            card.data_sha256
+        ));
     }
     let (train_set, test_set) = source.sets(device)?;
     let part = match args.split {
@@ -446,7 +459,7 @@ fn run_summary(args: &SummaryArgs) -> Result<(), Error> {
     if args.json {
         say_json(&summary)?;
     } else {
-        say(&summary.to_text());
+        show(&summary.to_text());
     }
     Ok(())
 }
@@ -455,22 +468,23 @@ fn run_summary(args: &SummaryArgs) -> Result<(), Error> {
 fn say_json(value: &impl serde::Serialize) -> Result<(), Error> {
     let json = serde_json::to_string_pretty(value)
         .map_err(|error| Error::Training(format!("the answer cannot be written as JSON: {error}")))?;
-    say(&json);
+    show(&json);
     Ok(())
 }
 
 fn run_forward(args: &ForwardArgs) -> Result<(), Error> {
     let architecture = args.network.architecture()?;
     let device = environment::device(&args.device)?;
-    let new_head = args.network.num_classes.is_some();
-    let notes = forward(&architecture, &args.weights, new_head, &args.input, &args.output, device)?;
-    for note in notes {
-        eprintln!("note: {}: {note}", args.weights.display());
+    let head = if args.network.num_classes.is_some() { Head::OfSize } else { Head::Same };
+    let notes = forward(&architecture, &args.weights, head, &args.input, &args.output, device)?;
+    for text in notes {
+        note(&format!("note: {}: {text}", args.weights.display()));
     }
     Ok(())
 }
 
 fn run_init(args: &InitArgs) -> Result<(), Error> {
+    check_output(&args.output, &[])?;
     let architecture = args.network.architecture()?;
     let vs = VarStore::new(Device::Cpu);
     train::seed_initial_weights(args.seed);

@@ -12,6 +12,7 @@ use toml::{Table, Value};
 
 use crate::Error;
 use crate::registry;
+use crate::weights::WeightsFile;
 
 /// The preset of a run that follows no preset.
 const CUSTOM: &str = "custom";
@@ -87,13 +88,19 @@ impl Resolved {
     /// The same run from the weights in `file`, which is then no preset's.
     ///
     /// # Errors
-    /// A file that cannot be read.
-    pub fn starting_from(mut self, file: &Path) -> Result<Self, Error> {
+    /// A file that cannot be read, or whose path a recipe cannot hold.
+    pub fn starting_from(mut self, file: &WeightsFile) -> Result<Self, Error> {
+        let given = file.path();
         // The recipe is to be repeatable from anywhere.
-        let file = fs::canonicalize(file).map_err(Error::io(file))?;
-        let bytes = fs::read(&file).map_err(Error::io(&file))?;
-        let sha256 = hex(&Sha256::digest(bytes));
-        self.recipe.initial_weights = Some(InitialWeights { file, sha256 });
+        let path = fs::canonicalize(given).map_err(Error::io(given))?;
+        if path.to_str().is_none() {
+            return Err(Error::Usage(format!(
+                "{}: this path is not UTF-8, and a recipe names the weights it starts from as text; rename the file, or copy \
+                 it to a path that is",
+                path.display()
+            )));
+        }
+        self.recipe.initial_weights = Some(InitialWeights { file: path, sha256: file.sha256()? });
         self.recipe.reference = None;
         self.preset = CUSTOM.to_owned();
         Ok(self)

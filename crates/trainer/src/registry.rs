@@ -33,7 +33,8 @@ pub struct Family {
 type Init = fn(&Value, &Path) -> Result<Box<dyn Model>, Error>;
 type TensorNames = fn(&Value, &[String]) -> Result<Vec<String>, Error>;
 type LayerIds = fn(&Value, &[String]) -> Result<Vec<i64>, Error>;
-type Resample = fn(&str, &Tensor, &[i64]) -> Option<Tensor>;
+/// A tensor of a checkpoint by its name, resampled to a shape; see [`ModelConfig::resample`].
+pub type Resample = fn(&str, &Tensor, &[i64]) -> Option<Tensor>;
 
 /// One network, described completely but not built.
 #[derive(Debug, Clone, Serialize)]

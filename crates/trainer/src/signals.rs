@@ -1,10 +1,11 @@
-//! Being asked to stop: a step is finished, what must last is saved, and the same command goes on later.
+//! Being asked to stop: a step is finished, what must last is saved, and the same command goes on later. And a limit on
+//! the size of files, which is an error where it is met.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::flag;
 
 use crate::Error;
@@ -43,6 +44,15 @@ impl Stop {
             signal => Err(Error::Stopped { signal: signal as i32 }),
         }
     }
+}
+
+/// From now on a file that grows past the limit on the size of files (`ulimit -f`) is an error of writing it, as on a full
+/// disk, and not the end of the process.
+///
+/// # Errors
+/// The system's refusal.
+pub fn survive_file_limit() -> io::Result<()> {
+    flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
 /// The exit code of a process that a signal stopped.

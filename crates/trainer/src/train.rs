@@ -1,6 +1,5 @@
 //! The `train` command: from a recipe to a finished run directory.
 
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -11,7 +10,6 @@ use run_record::{
     STATUS_STOPPED, duration,
 };
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use tch::Device;
 use tch::nn::VarStore;
 
@@ -30,7 +28,7 @@ use crate::run_dir::{Found, RunDir};
 use crate::signals::Stop;
 use crate::state::{Identity, Machine, State};
 use crate::summary::grouped;
-use crate::weights::{self, Card};
+use crate::weights::{self, Card, Head, WeightsFile};
 use crate::{Error, environment, error, inspect};
 
 /// What `train` was asked for.
@@ -134,7 +132,7 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
         record.result.device,
         record.result.threads,
     ));
-    output.event("run", json!({ "path": run.path(), "result": record.result }));
+    output.event("run", json!({ "path": run.path().display().to_string(), "result": record.result }));
     notes.extend(source.skipped.iter().map(|skipped| format!("left out {skipped}")));
     for note in notes {
         progress.line(&format!("{model}: {note}"));
@@ -252,7 +250,7 @@ fn train_and_test(
     seed_initial_weights(*seed);
     let network = architecture.init(&vs.root())?;
     if let Some(weights) = &recipe.initial_weights {
-        for note in weights::load(&vs, architecture, &weights.file, true)? {
+        for note in weights::load(&vs, architecture, &weights.file, Head::For(&source.class_names))? {
             progress.line(&format!("{}: {}: {note}", architecture.model, weights.file.display()));
         }
     }
@@ -306,7 +304,7 @@ fn train_and_test(
 
     let kept = state.kept.ok_or_else(|| Error::Training("no epoch was trained".to_owned()))?;
     // Tested are the weights on disk, as anyone would load them.
-    weights::load(&vs, architecture, &run.file(recipe.train.select.weights_file()), false)?;
+    weights::load(&vs, architecture, &run.file(recipe.train.select.weights_file()), Head::Same)?;
     let test = Part { set: &test_set, range: 0..test_set.len() };
     let test = evaluate(job.network, &test, &job.presentation, &recipe.train, stop)?;
     if !test.loss.is_finite() {
@@ -363,7 +361,7 @@ fn keeper<'a>(
 
 /// Checks that initial weights are the ones the recipe means.
 fn verify(InitialWeights { file, sha256 }: &InitialWeights) -> Result<(), Error> {
-    let found = recipes::hex(&Sha256::digest(fs::read(file).map_err(Error::io(file))?));
+    let found = WeightsFile::open(file)?.sha256()?;
     if found == *sha256 {
         return Ok(());
     }

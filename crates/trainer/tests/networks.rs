@@ -7,8 +7,8 @@ use std::process::Output;
 
 use assert_cmd::Command;
 use tch::{Device, Kind, Tensor};
-use trainer::registry;
-use trainer::weights::{load, read_tensor, tensors_to_bytes};
+use trainer::weights::{Head, WeightsFile, load, tensors_to_bytes};
+use trainer::{Error, registry};
 
 const NETWORK: [&str; 5] = ["vit_reference", "--image-size", "24", "--set", "model.depth=1"];
 
@@ -32,6 +32,10 @@ fn error_line(output: &Output, code: i32) -> String {
     assert_eq!(output.status.code(), Some(code), "{line}");
     assert!(line.starts_with("error: ") && line.trim_end().lines().count() == 1, "{line}");
     line
+}
+
+fn read_tensor(path: &Path, name: &str) -> Result<Tensor, Error> {
+    WeightsFile::open(path)?.tensor(name)
 }
 
 fn write(path: &Path, name: &str, tensor: Tensor) {
@@ -67,7 +71,7 @@ fn forward_writes_what_the_library_computes() {
     let architecture = architecture.expect("the fields are in range");
     let vs = tch::nn::VarStore::new(Device::Cpu);
     let network = architecture.init(&vs.root()).expect("it builds");
-    load(&vs, &architecture, &weights, false).expect("the weights fit");
+    load(&vs, &architecture, &weights, Head::Same).expect("the weights fit");
     let images = read_tensor(&input, "input").expect("it was just written");
     let (logits, maps) =
         tch::no_grad(|| (network.forward_t(&images, false), network.attention_maps(&images)));

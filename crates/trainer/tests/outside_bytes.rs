@@ -10,7 +10,7 @@ use run_record::FieldValue;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use trainer::registry::{self, Architecture, FAMILIES, Family};
-use trainer::weights;
+use trainer::weights::{self, Head, WeightsFile};
 
 /// A small network of each family whose checkpoints have names or shapes of their own.
 const SMALL: [(&str, &[(&str, i64)]); 4] = [
@@ -82,19 +82,21 @@ static VALID: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
 });
 
 /// Reads the bytes in every way there is. Whether the network took them.
-fn read(bytes: &[u8], index: usize, name: &str, new_head: bool) -> Result<bool, TestCaseError> {
+fn read(bytes: &[u8], index: usize, name: &str, head: Head) -> Result<bool, TestCaseError> {
     let io = |error: std::io::Error| TestCaseError::fail(error.to_string());
     let directory = tempfile::tempdir().map_err(io)?;
     let path = directory.path().join("weights.safetensors");
     fs::write(&path, bytes).map_err(io)?;
-    let _ = weights::read_card(&path);
-    if let Ok(tensor) = weights::read_tensor(&path, name) {
-        prop_assert_eq!(tensor.kind(), Kind::Float);
+    if let Ok(file) = WeightsFile::open(&path) {
+        let _ = file.card();
+        if let Ok(tensor) = file.tensor(name) {
+            prop_assert_eq!(tensor.kind(), Kind::Float);
+        }
     }
     let (vs, architecture) = small(index);
     let before: Vec<(String, Tensor)> =
         vs.variables().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
-    let loaded = weights::load(&vs, &architecture, &path, new_head);
+    let loaded = weights::load(&vs, &architecture, &path, head);
     let after = vs.variables();
     for (name, tensor) in &before {
         prop_assert_eq!(tensor.size(), after[name].size());
@@ -106,7 +108,7 @@ fn read(bytes: &[u8], index: usize, name: &str, new_head: bool) -> Result<bool, 
 #[test]
 fn the_unchanged_files_are_read() {
     for (index, bytes) in VALID.iter().enumerate() {
-        assert!(read(bytes, index, "head.weight", false).unwrap_or(false), "{}", SMALL[index].0);
+        assert!(read(bytes, index, "head.weight", Head::Same).unwrap_or(false), "{}", SMALL[index].0);
     }
 }
 
@@ -131,7 +133,7 @@ fn sizes_that_overflow_are_errors() {
                 let header =
                     format!(r#"{{"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{end}]}}}}"#);
                 for index in 0..SMALL.len() {
-                    let took = read(&file(&header, &vec![0; end]), index, name, true);
+                    let took = read(&file(&header, &vec![0; end]), index, name, Head::OfSize);
                     assert!(!took.unwrap_or_else(|error| panic!("{error}")), "{header}");
                 }
             }
@@ -142,8 +144,12 @@ fn sizes_that_overflow_are_errors() {
 #[test]
 fn deep_metadata_is_an_error() {
     for header in ["[".repeat(100_000), "{\"a\":".repeat(100_000)] {
-        assert!(!read(&file(&header, &[]), 0, "a", false).unwrap_or_else(|error| panic!("{error}")));
+        assert!(!read(&file(&header, &[]), 0, "a", Head::Same).unwrap_or_else(|error| panic!("{error}")));
     }
+}
+
+fn head() -> impl Strategy<Value = Head<'static>> {
+    prop::sample::select(vec![Head::Same, Head::OfSize, Head::For(&[])])
 }
 
 #[derive(Debug, Clone)]
@@ -296,8 +302,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_bytes_are_tensors_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300), new_head: bool) {
-        read(&bytes, 0, "head.weight", new_head)?;
+    fn any_bytes_are_tensors_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300), head in head()) {
+        read(&bytes, 0, "head.weight", head)?;
     }
 
     #[test]
@@ -305,23 +311,23 @@ proptest! {
         header in "[\\[{]?(\"\\PC{0,5}\":|\"(dtype|shape|data_offsets|__metadata__|compact-vision)\":|\"F32\"|[0-9]{1,20}|[\\[\\]{},]){0,20}[\\]}]?",
         data in prop::collection::vec(any::<u8>(), 0..20),
     ) {
-        read(&file(&header, &data), 0, "head.weight", false)?;
+        read(&file(&header, &data), 0, "head.weight", Head::Same)?;
     }
 
     #[test]
     fn changed_bytes_are_tensors_or_an_error(
-        index in 0..SMALL.len(), changes in prop::collection::vec(change(), 1..4), new_head: bool,
+        index in 0..SMALL.len(), changes in prop::collection::vec(change(), 1..4), head in head(),
     ) {
-        read(&changed(&VALID[index], &changes), index, "head.weight", new_head)?;
+        read(&changed(&VALID[index], &changes), index, "head.weight", head)?;
     }
 
     #[test]
     fn other_tensors_are_taken_or_an_error(
-        index in 0..SMALL.len(), edits in prop::collection::vec(edit(), 1..4), new_head: bool,
+        index in 0..SMALL.len(), edits in prop::collection::vec(edit(), 1..4), head in head(),
     ) {
         let names = contents(&small(index).0);
         let name = &names[edits[0].0 % names.len()].0;
-        read(&edited(&names, &edits), index, name, new_head)?;
+        read(&edited(&names, &edits), index, name, head)?;
     }
 
     /// A checkpoint may call its tensors anything.

@@ -278,7 +278,7 @@ fn weights_that_cannot_be_evaluated_are_named() {
         || trainer().args(["evaluate", "--weights"]).arg(&file).output().expect("the trainer starts");
     assert!(error_line(&evaluate(), 1).contains("mine.safetensors"));
     fs::write(&file, "not safetensors").expect("it can be written");
-    assert!(error_line(&evaluate(), 1).contains("not a whole safetensors file"));
+    assert!(error_line(&evaluate(), 1).contains("not a safetensors file; expected one"));
     fs::write(&file, b"\x02\0\0\0\0\0\0\0{}").expect("it can be written");
     assert!(error_line(&evaluate(), 1).contains("do not say which network"));
 }

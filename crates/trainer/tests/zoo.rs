@@ -7,7 +7,7 @@ use core_layers::{Model, parity, trace};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use trainer::registry::{Architecture, FAMILIES, Family};
-use trainer::weights;
+use trainer::weights::{self, Head};
 
 /// What a variant may cost to be checked every time; the others are checked on demand.
 const PARAMETERS: u64 = 35_000_000;
@@ -65,7 +65,7 @@ fn check(architecture: &Architecture) {
     std::fs::write(&file, &bytes).expect("the disk has room");
     drop(bytes);
     let (copy, again) = build(architecture);
-    let notes = weights::load(&copy, architecture, &file, false).expect("its own weights fit");
+    let notes = weights::load(&copy, architecture, &file, Head::Same).expect("its own weights fit");
     assert_eq!(notes, [""; 0], "{name}");
     let (before, after) = tch::no_grad(|| (network.forward_t(&one, false), again.forward_t(&one, false)));
     assert_eq!(before, after, "{name}: other logits after saving and loading");
