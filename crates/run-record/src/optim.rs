@@ -185,12 +185,16 @@ fn positive(field: &'static str, value: Option<f64>) -> Result<f64, RecipeError>
 pub enum Schedule {
     /// `optimizer.lr` throughout.
     Constant {},
-    /// From 0 to `optimizer.lr` in a line, then to 0 along half a cosine. The run counts as
-    /// ⌊images / batch size · epochs⌋ steps, as in the published PatchConvNet tutorial; steps beyond,
-    /// which incomplete last batches add, are at 0.
+    /// From 0 to `optimizer.lr` in a line, then to 0 along half a cosine: 0 before the run's first update and after
+    /// its last one, and above 0 in all of them.
     WarmupCosine {
-        /// Share of the run's steps that warm up.
+        /// Share of the run's steps that warm up, rounded down to whole steps.
         warmup: f64,
+        /// `true`: count steps as the published PatchConvNet tutorial does. The last, smaller batch of an epoch counts by
+        /// its share of a batch, ⌊images / batch size · epochs⌋ steps in all; the first update is at rate 0, and so are
+        /// those that the run makes beyond that number. Otherwise a step is an update.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tutorial_steps: Option<bool>,
     },
     /// timm's cosine: a line from `warmup_lr` towards `optimizer.lr`, half a cosine to `min_lr`, then `min_lr`. The
     /// cosine's phase counts from the first epoch, so the rate jumps where the warm-up ends.
@@ -246,7 +250,7 @@ impl Schedule {
         let within = "at most train.epochs";
         match self {
             Self::Constant {} => Ok(()),
-            Self::WarmupCosine { warmup } => {
+            Self::WarmupCosine { warmup, .. } => {
                 check("schedule.warmup", warmup, (0.0..1.0).contains(warmup), "0 or more, below 1")
             }
             Self::Cosine { min_lr, warmup_lr, warmup_epochs, cooldown_epochs, .. } => {
@@ -380,6 +384,7 @@ mod tests {
             "name = \"constant\"",
             "name = \"piecewise_linear\"\npoints = [[0, 0], [4, 1], [8, 0.05], [10, 0]]",
             "name = \"harmonic_warmup_cosine\"\nwarmup_epochs = 10",
+            "name = \"warmup_cosine\"\nwarmup = 0.0\ntutorial_steps = true",
             &format!("{one_cycle}anneal_strategy = \"cos\""),
             "name = \"cosine\"\nmin_lr = 1e-5\nwarmup_lr = 1e-6\nwarmup_epochs = 5\ncooldown_epochs = 2\non_updates = true",
         ] {

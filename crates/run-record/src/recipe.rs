@@ -455,7 +455,9 @@ name = "constant"
                 (r.data.validation_from, r.data.validation_count) = (ValidationFrom::Folder, None);
             }),
             ("folder", |r| r.dataset = DatasetName::Folder),
-            ("schedule.warmup", |r| r.schedule = Schedule::WarmupCosine { warmup: 1.0 }),
+            ("schedule.warmup", |r| {
+                r.schedule = Schedule::WarmupCosine { warmup: 1.0, tutorial_steps: None }
+            }),
             ("data.mean", |r| r.data.mean = Some([0.5; 3])),
             ("data.normalize", |r| r.data.normalize = Normalize::Fixed),
             ("data.validation_count", |r| r.data.validation_count = Some(0)),

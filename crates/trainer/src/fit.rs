@@ -54,6 +54,7 @@ pub struct Job<'a> {
 pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Error> {
     let images = repeated(&job.train.indices(), job.presentation.repeats).len();
     let lr = LearningRate::new(job.recipe, images);
+    lr.check()?;
     if job.recipe.rollback.is_some() && state.counters.updates == 0 {
         keeper.save(job.vs, state)?; // what the first epoch can go back to
     }

@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(recipe.model.name, "convmixer_reference");
         assert_eq!(recipe.optimizer.lr, 1.0);
         // Another schedule, in any order, and back.
-        let cosine = Schedule::WarmupCosine { warmup: 0.1 };
+        let cosine = Schedule::WarmupCosine { warmup: 0.1, tutorial_steps: None };
         for sets in [
             ["schedule.name=warmup_cosine", "schedule.warmup=0.1"],
             ["schedule.warmup=0.1", "schedule.name=warmup_cosine"],
