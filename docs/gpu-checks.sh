@@ -126,9 +126,11 @@ for model in $MODELS; do
     train "$model" "$runs-3" --precision $precision --deterministic --checkpoint-steps 2
     if ! same "$runs-1" "$runs-2"; then wrong "$model $precision: two deterministic runs differ"; fi
     if ! same "$runs-1" "$runs-3"; then wrong "$model $precision: a run that was killed ends otherwise"; fi
+    from=$(sed -n '/"resumed_from": \[$/{n;s/^ *//p}' "$runs-3/record.json")
+    [ -n "$from" ] || wrong "$model $precision: it was too fast to be killed"
     same "$runs" "$runs-1" && chance=" (as without)" || chance=""
     echo "$model $precision: $(field images_per_second "$runs-1") images/s with --deterministic," \
-      "$(field images_per_second "$runs") without$chance; went on from $(sed -n '/"resumed_from": \[/{n;p}' "$runs-3/record.json")"
+      "$(field images_per_second "$runs") without$chance; went on from $from"
   done
 done
 

@@ -96,7 +96,8 @@ pub fn card(device: Device) -> Result<Option<Card>, TorchExtError> {
     const SIZE: usize = 256;
     let device = device_number(device)?;
     let (mut found, mut name, mut driver) = (false, [0 as c_char; SIZE], [0 as c_char; SIZE]);
-    // SAFETY: the pointers are to a `bool` and to two arrays of the size that is said; each ends with a zero afterwards.
+    // SAFETY: the pointers are to a `bool` and to two arrays of zeros of the size that is said, each of which still ends
+    // with a zero afterwards.
     let (name, driver) = unsafe {
         let (to_name, to_driver) = (name.as_mut_ptr(), driver.as_mut_ptr());
         check(ffi::torch_ext_card(device, &mut found, to_name, to_driver, SIZE as c_int))?;
@@ -154,7 +155,7 @@ mod tests {
 
     fn is_measured(device: Device) {
         let Card { name, driver } = card(device).unwrap().unwrap();
-        assert!(!name.is_empty());
+        assert!(!name.is_empty() && card(Device::Cuda(100)).is_err());
         assert!(driver.is_none_or(|driver| driver.starts_with(|first: char| first.is_ascii_digit())));
         const SIZE: i64 = 64 << 20;
         let stats = || memory_stats(device).unwrap().unwrap();

@@ -518,7 +518,7 @@ int torch_ext_supports_bf16(int device, bool *supported) noexcept {
   });
 }
 
-// `name` and `driver`: `size` bytes each for texts that end with a zero; an empty one is not known.
+// `name` and `driver`: `size` bytes each for texts that end with a zero; an empty driver is not known.
 int torch_ext_card(int device, bool *found, char *name, char *driver, int size) noexcept {
   return guarded([&] {
     const auto of = device_of(device);
@@ -531,7 +531,7 @@ int torch_ext_card(int device, bool *found, char *name, char *driver, int size) 
     int card = 0;
     if (function<int(int *, int)>(cuda, "cuDeviceGet")(&card, of.index()) != 0 ||
         function<int(char *, int, int)>(cuda, "cuDeviceGetName")(name, size, card) != 0)
-      name[0] = 0;
+      throw ArgumentError("there is no CUDA device " + std::to_string(of.index()));
     // All cards have one driver.
     try {
       at::DynamicLibrary nvml("libnvidia-ml.so.1", nullptr, /*leak_handle=*/true);
