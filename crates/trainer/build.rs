@@ -1,4 +1,4 @@
-//! Makes sure of two things about libtorch: its version, and that a CUDA build is really linked.
+//! Makes sure that libtorch is of the version that tch binds.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -21,15 +21,6 @@ fn main() -> Result<(), String> {
         ));
     }
     println!("cargo::rustc-env=LIBTORCH_VERSION={EXPECTED}");
-
-    // Nothing in the program names a symbol of libtorch_cuda, so a linker told to keep only what
-    // is needed drops it, and CUDA is silently gone. Ask for it by name.
-    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") && lib.join("libtorch_cuda.so").exists() {
-        println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
-        println!("cargo::rustc-link-arg=-L{}", lib.display());
-        println!("cargo::rustc-link-arg=-ltorch_cuda");
-        println!("cargo::rustc-link-arg=-Wl,--as-needed");
-    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -51,7 +51,7 @@ const SIZE_LIMIT: u64 = 1 << 20;
 pub(crate) fn check(place: &Place) -> Result<u8> {
     libtorch::ensure(place, FlavorChoice::Auto, None)?;
     type Step = (&'static str, fn(&Place) -> Outcome);
-    let steps: [Step; 5] = [
+    let steps: [Step; 6] = [
         ("formatting", |place| run(place, &["fmt", "--all", "--check"])),
         ("lints", |place| {
             run(place, &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])
@@ -59,6 +59,7 @@ pub(crate) fn check(place: &Place) -> Result<u8> {
         ("licences and advisories", deny),
         ("dependency directions", |place| outcome(dependency_directions(place))),
         ("stray files", stray_files),
+        ("tensors of a batch on its device", |place| outcome(host_tensors(place))),
     ];
     let mut summary = Vec::new();
     let mut failed = false;
@@ -155,6 +156,50 @@ fn violations(metadata: &Value) -> Result<Vec<String>> {
     found.sort();
     found.dedup();
     Ok(found)
+}
+
+/// What every batch passes, besides all of data-cifar.
+const BATCH_PATH: [&str; 6] =
+    ["ema.rs", "evaluate.rs", "fit.rs", "loss.rs", "optimizer.rs", "presentation.rs"];
+
+/// What a tensor made on the host in there must say above it.
+const ON_THE_HOST: &str = "// On the host: ";
+
+/// Places where a batch might wait for its device: a tensor copied there from memory that is not pinned.
+fn host_tensors(place: &Place) -> Result<Vec<String>> {
+    let trainer = place.root.join("crates/trainer/src");
+    let mut files: Vec<PathBuf> = BATCH_PATH.iter().map(|name| trainer.join(name)).collect();
+    let data = place.root.join("crates/data-cifar/src");
+    for entry in fs::read_dir(&data).with_context(|| format!("cannot list {}", data.display()))? {
+        files.push(entry.with_context(|| format!("cannot list {}", data.display()))?.path());
+    }
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    files.sort();
+    let mut found = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let name = file.strip_prefix(&place.root).unwrap_or(&file).display();
+        found.extend(on_the_host(&text).into_iter().map(|line| {
+            format!(
+                "{name}:{line} makes a tensor on the host: use `upload`, or say why above it ({ON_THE_HOST}…)"
+            )
+        }));
+    }
+    Ok(found)
+}
+
+/// Lines of a file, outside its tests and `upload`, that make a tensor on the host and do not say why.
+fn on_the_host(text: &str) -> Vec<usize> {
+    let mut found = Vec::new();
+    let (mut in_upload, mut said) = (false, false);
+    for (index, line) in text.lines().take_while(|line| *line != "#[cfg(test)]").enumerate() {
+        in_upload = line.contains("fn upload<") || (in_upload && line != "}");
+        if line.contains("from_slice(") && line.contains("Tensor::") && !in_upload && !said {
+            found.push(index + 1);
+        }
+        said = line.trim_start().starts_with(ON_THE_HOST);
+    }
+    found
 }
 
 fn stray_files(place: &Place) -> Outcome {
@@ -260,6 +305,30 @@ mod tests {
         ];
         assert_eq!(violations(&bad).unwrap(), expected);
         assert!(violations(&json!({"packages": []})).is_err());
+    }
+
+    #[test]
+    fn a_tensor_of_a_batch_is_made_by_upload_or_says_why_not() {
+        let text = "fn batch() {
+    let a = Tensor::from_slice(&values).to_device(device);
+    // On the host: once for the set.
+    let b = Tensor::f_from_slice(&values)?;
+    let c = tch::Tensor::f_from_slice(&values)?;
+    let d = upload(&values, device)?; d.copy_from_slice(&values);
+}
+
+fn upload<T>(values: &[T]) -> Tensor {
+    Tensor::from_slice(values)
+}
+
+fn after() -> Tensor {
+    Tensor::from_slice(&[1])
+}
+
+#[cfg(test)]
+mod tests { fn any() { Tensor::from_slice(&[1]); } }
+";
+        assert_eq!(on_the_host(text), [2, 5, 14]);
     }
 
     #[test]

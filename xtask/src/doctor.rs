@@ -9,7 +9,8 @@ use anyhow::Result;
 
 use crate::datasets::{CIFAR10, CIFAR100};
 use crate::disk::{free_space, megabytes};
-use crate::libtorch::{self, VERSION, nvidia_driver};
+use crate::gpu::{Card, DRIVER, Gpus, numbers};
+use crate::libtorch::{self, VERSION};
 use crate::pins::{Flavor, platform_here};
 use crate::pip;
 use crate::process::{Place, output, python, say};
@@ -47,7 +48,7 @@ pub(crate) fn doctor(place: &Place) -> Result<u8> {
             bad("libtorch", format!("{error:#}"), mend)
         }
     });
-    findings.extend(cuda(&place.trainer(), flavor));
+    findings.extend(cuda(&Gpus::here(), &place.trainer(), flavor));
     findings.push(good("processor", processor()));
     findings.push(space("free disk, cache", &place.cache));
     findings.push(space("free disk, workspace", &place.root));
@@ -112,11 +113,6 @@ fn rust() -> Finding {
     }
 }
 
-/// The numbers of a version, for comparing; what follows a `-` does not count.
-fn numbers(version: &str) -> Vec<u32> {
-    version.split('-').next().unwrap_or_default().split('.').map_while(|part| part.parse().ok()).collect()
-}
-
 fn compiler() -> Finding {
     let mend =
         "apt install g++ (Debian and Ubuntu), dnf install gcc-c++ (Fedora), xcode-select --install (macOS)";
@@ -150,21 +146,9 @@ fn pip(libtorch_is_there: bool) -> Finding {
     }
 }
 
-/// Whether a GPU can be used: the driver, the flavour, and whether the trainer was linked with it.
-fn cuda(trainer: &Path, flavor: Option<Flavor>) -> Vec<Finding> {
-    let driver = nvidia_driver();
-    let mut findings = vec![match (&driver, flavor) {
-        (None, Some(Flavor::Cuda)) => bad(
-            "NVIDIA driver",
-            "none is running, and libtorch is the cuda flavour",
-            "install NVIDIA's driver, or cargo xtask setup --flavor cpu",
-        ),
-        (None, _) => good("NVIDIA driver", "none; training runs on the processor"),
-        (Some(driver), Some(Flavor::Cpu)) => {
-            good("NVIDIA driver", format!("{driver}; unused, `cargo xtask setup --flavor cuda` would use it"))
-        }
-        (Some(driver), _) => good("NVIDIA driver", driver.as_str()),
-    }];
+/// Whether a GPU can be used: the cards, and whether the trainer was linked with CUDA.
+fn cuda(gpus: &Gpus, trainer: &Path, flavor: Option<Flavor>) -> Vec<Finding> {
+    let mut findings = cards(gpus, flavor);
     let built = fs::read(trainer).ok().map(|binary| needs_cuda(&binary));
     findings.push(match (built, flavor) {
         (None, _) => good("trainer", "not built yet"),
@@ -182,6 +166,35 @@ fn cuda(trainer: &Path, flavor: Option<Flavor>) -> Vec<Finding> {
         (Some(false), _) => good("trainer", "built for the processor"),
     });
     findings
+}
+
+/// The cards. One that cannot be used is only a problem to a libtorch that is there to use it.
+fn cards(gpus: &Gpus, flavor: Option<Flavor>) -> Vec<Finding> {
+    const WHAT: &str = "NVIDIA GPU";
+    let judged = |found: String, mend: &str| match flavor {
+        Some(Flavor::Cuda) => bad(WHAT, found, format!("{mend}, or cargo xtask setup --flavor cpu")),
+        _ => good(WHAT, format!("{found}; training runs on the processor")),
+    };
+    let driver = format!("install NVIDIA's driver {DRIVER} or later");
+    match gpus {
+        Gpus::None => vec![judged("none".to_owned(), &driver)],
+        Gpus::Unclear(why) => vec![judged(why.clone(), &driver)],
+        Gpus::Cards(cards) => {
+            let finding = |card: &Card| match card.problem() {
+                // Beside another that can be used it does no harm.
+                Some(problem) if gpus.usable() => good(WHAT, format!("{card}: {problem}; unused")),
+                Some(problem) if card.old_driver().as_ref() == Some(&problem) => {
+                    judged(format!("{card}: {problem}"), &driver)
+                }
+                Some(problem) => judged(format!("{card}: {problem}"), "another card"),
+                None if flavor == Some(Flavor::Cpu) => {
+                    good(WHAT, format!("{card}; unused, `cargo xtask setup --flavor cuda` would use it"))
+                }
+                None => good(WHAT, card.to_string()),
+            };
+            cards.iter().map(finding).collect()
+        }
+    }
 }
 
 /// Whether a Linux binary asks for libtorch_cuda. The names of needed libraries stand between zero
@@ -232,14 +245,6 @@ fn space(what: &'static str, path: &Path) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_compare_as_numbers() {
-        assert!(numbers("1.100.0") > numbers("1.95"));
-        assert!(numbers("1.95.0-nightly") >= numbers("1.95"));
-        assert!(numbers("1.94.1") < numbers("1.95"));
-        assert!(numbers("") < numbers("1.0"));
-    }
 
     #[test]
     fn a_text_in_the_program_is_not_a_needed_library() {

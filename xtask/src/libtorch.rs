@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::replace_link;
+use crate::gpu::Gpus;
 use crate::install;
 use crate::pins::{Flavor, platform_here};
 use crate::process::{Place, cargo, note, output, python, user_libtorch};
@@ -23,7 +24,7 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 /// What is asked for on the command line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum FlavorChoice {
-    /// What is linked already; else cuda where an NVIDIA driver runs, else cpu.
+    /// What is linked already; else cuda where an NVIDIA card can be used, else cpu.
     #[default]
     Auto,
     /// For the processor alone: about 0.5 GB to download.
@@ -41,11 +42,11 @@ impl FlavorChoice {
         }
     }
 
-    fn resolve(self) -> Flavor {
+    fn resolve(self, gpus: &Gpus) -> Flavor {
         match self {
             Self::Cpu => Flavor::Cpu,
             Self::Cuda => Flavor::Cuda,
-            Self::Auto if platform_here().is_some_and(|p| p.has_cuda()) && nvidia_device() => Flavor::Cuda,
+            Self::Auto if platform_here().is_some_and(|p| p.has_cuda()) && gpus.usable() => Flavor::Cuda,
             Self::Auto => Flavor::Cpu,
         }
     }
@@ -80,6 +81,12 @@ pub(crate) struct ArchiveChoice {
 
 /// Makes sure that `.libtorch` leads to a usable libtorch; silent when it does already.
 pub(crate) fn ensure(place: &Place, choice: FlavorChoice, archive: Option<&ArchiveChoice>) -> Result<Tree> {
+    // It may be meant for another machine.
+    if choice == FlavorChoice::Cuda
+        && let Some(problem) = Gpus::here().problem()
+    {
+        note(format!("warning: {problem}: this libtorch will train on the processor here"));
+    }
     if let Some((variable, dir)) = users_own(place)? {
         if archive.is_some() {
             bail!("{variable} is set, and wins over --archive: unset it, or leave --archive out");
@@ -95,7 +102,13 @@ pub(crate) fn ensure(place: &Place, choice: FlavorChoice, archive: Option<&Archi
     }
     let dir = match archive {
         Some(archive) => install::from_archive(&place.cache, archive)?,
-        None => install::from_wheels(&place.cache, choice.resolve())?,
+        None => {
+            let gpus = Gpus::here();
+            if let (FlavorChoice::Auto, Some(problem)) = (choice, gpus.problem()) {
+                note(format!("{problem}: libtorch is set up for the processor"));
+            }
+            install::from_wheels(&place.cache, choice.resolve(&gpus))?
+        }
     };
     let tree = inspect(&dir)?;
     link(place, &tree)?;
@@ -253,33 +266,16 @@ fn version_of(dir: &Path) -> Result<String> {
     bail!("{} does not say which version it is (no build-version, version.py or version.h)", dir.display())
 }
 
-/// Version of the running NVIDIA driver.
-pub(crate) fn nvidia_driver() -> Option<String> {
-    if let Ok(text) = fs::read_to_string("/proc/driver/nvidia/version") {
-        return Some(text.lines().next().unwrap_or_default().trim().to_owned());
-    }
-    let query = ["--query-gpu=name,driver_version", "--format=csv,noheader"];
-    output(Command::new("nvidia-smi").args(query)).filter(|text| !text.is_empty())
-}
-
-/// Whether an NVIDIA GPU can be reached. A driver alone is not enough: inside a container it may be
-/// seen without any device.
-fn nvidia_device() -> bool {
-    let hidden = std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|list| matches!(list.as_str(), "" | "-1"));
-    let listed = || output(Command::new("nvidia-smi").arg("-L")).is_some_and(|list| list.contains("GPU 0"));
-    !hidden && (Path::new("/dev/nvidia0").exists() || listed())
-}
-
 /// Whether training would run on a GPU, judged before anything is set up.
-pub(crate) fn cuda_expected(place: &Place) -> bool {
-    if !nvidia_device() {
+pub(crate) fn cuda_expected(place: &Place, gpus: &Gpus) -> bool {
+    if !gpus.usable() {
         return false;
     }
     let own = users_own(place).ok().flatten().map(|(_, dir)| dir);
     match (own, linked(place)) {
         (Some(dir), _) => has_cuda(&dir),
         (None, Ok(Some(tree))) => tree.flavor == Flavor::Cuda,
-        (None, _) => FlavorChoice::Auto.resolve() == Flavor::Cuda,
+        (None, _) => FlavorChoice::Auto.resolve(gpus) == Flavor::Cuda,
     }
 }
 

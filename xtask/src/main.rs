@@ -11,6 +11,7 @@ mod datasets;
 mod disk;
 mod doctor;
 mod download;
+mod gpu;
 mod install;
 mod libtorch;
 mod pins;

@@ -20,21 +20,22 @@ impl Named {
     }
 }
 
-/// How much is ahead when each recipe is trained with so many seeds.
-pub(crate) fn forecast(recipes: &[Named], seeds: usize) -> String {
+/// How much is ahead when each recipe is trained with so many seeds. How long that takes is known for the processor only.
+pub(crate) fn forecast(recipes: &[Named], seeds: usize, on_cuda: bool) -> String {
     let mut datasets: Vec<&str> = recipes.iter().map(|named| named.recipe.dataset.as_str()).collect();
     datasets.sort_unstable();
     datasets.dedup();
     let minutes = |named: &Named| named.recipe.estimate.as_ref().and_then(|estimate| estimate.cpu_minutes);
     let time = match recipes.iter().map(minutes).sum::<Option<f64>>() {
+        _ if on_cuda => String::new(),
         Some(minutes) => {
-            format!("about {} of training on two CPU cores", duration(minutes * 60.0 * seeds as f64))
+            format!(", about {} of training on two CPU cores", duration(minutes * 60.0 * seeds as f64))
         }
-        None => "no estimate of the time".to_owned(),
+        None => ", no estimate of the time".to_owned(),
     };
     let plural = if recipes.len() == 1 { "model" } else { "models" };
     let times = if seeds == 1 { String::new() } else { format!(" × {seeds} seeds") };
-    format!("{} {plural}{times} on {}, {time}", recipes.len(), datasets.join(" and "))
+    format!("{} {plural}{times} on {}{time}", recipes.len(), datasets.join(" and "))
 }
 
 /// The recipes of a preset, sorted by file name.
@@ -139,13 +140,14 @@ cpu_minutes = 1.5
         let recipes = recipes_of(root.path(), "quick").unwrap();
         assert_eq!(recipes.iter().map(|named| named.stem.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(
-            forecast(&recipes, 1),
+            forecast(&recipes, 1, false),
             "2 models on digits, about 3 min 00 s of training on two CPU cores"
         );
         assert_eq!(
-            forecast(&recipes, 30),
+            forecast(&recipes, 30, false),
             "2 models × 30 seeds on digits, about 1 h 30 min of training on two CPU cores"
         );
+        assert_eq!(forecast(&recipes, 2, true), "2 models × 2 seeds on digits");
         let chosen = select(recipes, &["b".into(), "a_model".into()]).unwrap();
         assert_eq!(chosen.len(), 2);
         let chosen = select(chosen, &["b_model".into()]).unwrap();

@@ -225,6 +225,9 @@ pub(crate) mod tests {
             command: Vec::new(),
             trainer_version: "0.1.0".into(),
             cpu: String::new(),
+            gpu: None,
+            driver: None,
+            deterministic: false,
             skipped_files: 0,
             resumed_from: Vec::new(),
         }

@@ -10,16 +10,17 @@ use run_record::{DatasetName, STATUS_COMPLETE, STATUS_RUNNING, STATUS_STOPPED, d
 
 use crate::child::{Trainers, is_stop};
 use crate::datasets::{self, CIFAR10, CIFAR100, Source};
+use crate::gpu::Gpus;
 use crate::libtorch::{self, FlavorChoice};
 use crate::presets::{Named, forecast, recipes_of, select};
-use crate::process::{Place, build_trainer, ending, exit_code, note, say};
+use crate::process::{Place, Usage, build_trainer, ending, exit_code, note, say};
 use crate::report::{self, read_record};
 use crate::seeds::Seeds;
 
 /// `cargo xtask train-all`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Sweep {
-    /// A directory of recipes/ [default: reference where a CUDA device is usable, else quick]
+    /// A directory of recipes/ [default: reference on CUDA, else quick]
     #[arg(long)]
     pub(crate) preset: Option<String>,
     /// Only these models, by model or recipe name, separated by commas
@@ -34,7 +35,7 @@ pub(crate) struct Sweep {
     /// Several seeds, each for every model: 0..3, 0..=2 or 0,1,5
     #[arg(long, conflicts_with = "seed")]
     pub(crate) seeds: Option<Seeds>,
-    /// auto, cpu or cuda:N, passed to the trainer
+    /// auto, cpu or cuda:N, passed to the trainer; auto is CUDA where a card can be used
     #[arg(long)]
     pub(crate) device: Option<String>,
     /// Arithmetic of the networks, passed to the trainer
@@ -46,6 +47,9 @@ pub(crate) struct Sweep {
     /// How many of the latest checkpoints each run keeps, passed to the trainer
     #[arg(long, value_name = "N")]
     pub(crate) keep_last: Option<u32>,
+    /// Use deterministic algorithms only, passed to the trainer
+    #[arg(long)]
+    pub(crate) deterministic: bool,
     /// Write logs for TensorBoard beside each run
     #[arg(long)]
     pub(crate) tensorboard: bool,
@@ -93,6 +97,14 @@ impl Plan<'_> {
         self.results.join("runs").join(format!("{model}--{}--s{seed}", self.preset))
     }
 
+    /// Whether a failed run tells that the next ones would fail too: by its record, or because the trainer refused
+    /// to begin, which on CUDA means that libtorch sees no such device.
+    fn is_device_lost(&self, run: &Path, code: u8) -> bool {
+        let recorded =
+            || read_record(&run.join("record.json")).is_ok_and(|record| record.result.device_failed());
+        (code == 2 && self.device.is_some_and(is_cuda)) || recorded()
+    }
+
     /// Gives the trainer its arguments.
     fn complete(&self, command: &mut Command, model: &str, seed: u64) {
         let sweep = self.sweep;
@@ -112,9 +124,12 @@ impl Plan<'_> {
         if let Some(count) = sweep.keep_last {
             command.args(["--keep-last", &count.to_string()]);
         }
-        for (given, flag) in
-            [(sweep.tensorboard, "--tensorboard"), (sweep.quiet, "--quiet"), (sweep.fresh, "--fresh")]
-        {
+        for (given, flag) in [
+            (sweep.deterministic, "--deterministic"),
+            (sweep.tensorboard, "--tensorboard"),
+            (sweep.quiet, "--quiet"),
+            (sweep.fresh, "--fresh"),
+        ] {
             if given {
                 command.arg(flag);
             }
@@ -125,19 +140,15 @@ impl Plan<'_> {
 
 pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
     let start = Instant::now();
-    let on_cpu = sweep.device.as_deref() == Some("cpu");
-    let chosen_for_cuda = sweep.preset.is_none() && !on_cpu && libtorch::cuda_expected(place);
+    let device = device(place, sweep.device.as_deref())?;
+    let on_cuda = device.is_some_and(is_cuda);
     let (preset, why) = match &sweep.preset {
         Some(preset) => (preset.as_str(), ""),
-        None if chosen_for_cuda => {
-            ("reference", " (a CUDA device is there; --preset quick for the short one)")
-        }
+        None if on_cuda => ("reference", " (for CUDA; --preset quick for the short one)"),
         None => ("quick", " (for the processor; --preset reference for the published recipes)"),
     };
-    // Hours on the processor are not what was forecast: a device that turns out unusable is an error.
-    let device = sweep.device.as_deref().or(chosen_for_cuda.then_some("cuda:0"));
     let recipes = select(recipes_of(&place.root, preset)?, &sweep.models)?;
-    note(format!("preset {preset}{why}: {}", forecast(&recipes, sweep.seeds().len())));
+    note(format!("preset {preset}{why}: {}", forecast(&recipes, sweep.seeds().len(), on_cuda)));
     let code = prepare(place, &recipes, sweep.data_dir.is_none())?;
     if code != 0 {
         return Ok(code);
@@ -151,6 +162,31 @@ pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
     let reported = report::report(&results)?;
     say(format!("total time {}, set-up included", duration(start.elapsed().as_secs_f64())));
     Ok(if code == 0 { reported } else { code })
+}
+
+/// The device to train on, given the one that was asked for; `None` leaves it to the trainer.
+fn device<'a>(place: &Place, asked: Option<&'a str>) -> Result<Option<&'a str>> {
+    if asked == Some("cpu") {
+        return Ok(asked);
+    }
+    let gpus = Gpus::here();
+    match (asked.filter(|device| *device != "auto"), gpus.problem()) {
+        (Some(device), Some(problem)) if matches!(gpus, Gpus::Cards(_)) => {
+            Err(Usage(format!("--device {device}: {problem}; --device cpu trains on the processor")).into())
+        }
+        (Some(device), _) => Ok(Some(device)),
+        // By name, because the trainer would try the card.
+        (None, Some(problem)) => {
+            note(format!("{problem}: training runs on the processor"));
+            Ok(Some("cpu"))
+        }
+        // By name, because hours on the processor are not what was asked for: a card that turns out unusable is an error.
+        (None, None) => Ok(libtorch::cuda_expected(place, &gpus).then_some("cuda:0")),
+    }
+}
+
+fn is_cuda(device: &str) -> bool {
+    device.starts_with("cuda")
 }
 
 /// Provides what training needs: libtorch, the data sets if they are wanted, and the trainer. Returns the exit
@@ -168,19 +204,21 @@ pub(crate) fn prepare(place: &Place, recipes: &[Named], with_data: bool) -> Resu
     build_trainer(place)
 }
 
-/// Trains every model with every seed. A run that fails stops no other; a request to stop does. Returns the code
-/// of the request, 2 if a trainer refused its arguments, 1 if a run failed otherwise, or 0.
+/// Trains every model with every seed. A run that fails stops no other; a request to stop does, and a device that fails.
+/// Returns the code of the request, 2 if a trainer refused its arguments, 1 if a run failed otherwise, or 0.
 fn train_each(trainers: &Trainers, trainer: impl Fn() -> Command, plan: &Plan<'_>, recipes: &[Named]) -> u8 {
     let seeds = plan.sweep.seeds();
     // One seed after the other: a whole table is there early.
     let runs = seeds.iter().flat_map(|seed| recipes.iter().map(move |named| (named.model(), *seed)));
     let mut worst = 0;
+    let count = recipes.len() * seeds.len();
     for (index, (model, seed)) in runs.enumerate() {
         let which = if seeds.len() == 1 { String::new() } else { format!(", seed {seed}") };
-        note(format!("[{}/{}] {model}{which}", index + 1, recipes.len() * seeds.len()));
+        note(format!("[{}/{count}] {model}{which}", index + 1));
         let mut command = trainer();
         plan.complete(&mut command, model, seed);
-        let trained = train(trainers, &mut command, model, &plan.run_dir(model, seed), plan.sweep.again());
+        let run = plan.run_dir(model, seed);
+        let trained = train(trainers, &mut command, model, &run, plan.sweep.again());
         let code = trained.unwrap_or_else(|error| {
             note(format!("error: {model}: {error:#}"));
             1
@@ -191,6 +229,11 @@ fn train_each(trainers: &Trainers, trainer: impl Fn() -> Command, plan: &Plan<'_
             return code;
         }
         worst = worst.max(code);
+        if code != 0 && plan.is_device_lost(&run, code) && index + 1 < count {
+            let left = count - index - 1;
+            note(format!("the others ({left}) would fail in the same way and are not started"));
+            break;
+        }
     }
     worst
 }
@@ -264,6 +307,8 @@ fn fetch_data(place: &Place, recipes: &[Named]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use run_record::DEVICE_FAILED;
+
     use crate::report::tests::{record, write_record};
 
     /// A shell that runs `text`. The file is not executed itself: a child of another test may hold it open.
@@ -345,7 +390,8 @@ mod tests {
         let log = results.join("log");
         let read = "for arg; do run=$arg; done; mkdir -p \"$run\"";
         let text = format!("log={}\n{read}\n{text}", log.display());
-        let plan = Plan { sweep, preset: "quick", device: Some("cpu"), results };
+        let device = sweep.device.as_deref().or(Some("cpu"));
+        let plan = Plan { sweep, preset: "quick", device, results };
         let code = train_each(&Trainers::default(), || script(results, &text), &plan, &recipes);
         (code, fs::read_to_string(log).unwrap_or_default())
     }
@@ -358,6 +404,7 @@ mod tests {
             precision: Some("bf16".into()),
             checkpoint_minutes: Some(5.0),
             keep_last: Some(3),
+            deterministic: true,
             tensorboard: true,
             ..Sweep::default()
         };
@@ -373,7 +420,7 @@ mod tests {
             [("a_model", 2), ("b_model", 2), ("a_model", 0), ("b_model", 0)].map(|(model, seed)| {
                 format!(
                     "train --model {model} --preset quick --seed {seed} --device cpu --precision bf16 \
-                 --checkpoint-minutes 5 --keep-last 3 --tensorboard --out {}/{model}--quick--s{seed}",
+                 --checkpoint-minutes 5 --keep-last 3 --deterministic --tensorboard --out {}/{model}--quick--s{seed}",
                     runs.display()
                 )
             });
@@ -391,6 +438,22 @@ mod tests {
         let rows = report::collect(results.path()).unwrap().rows;
         let statuses: Vec<&str> = rows.iter().map(|row| row.status.as_str()).collect();
         assert_eq!(statuses, ["failed: the trainer was killed by signal 9", STATUS_COMPLETE]);
+    }
+
+    #[test]
+    fn a_device_that_failed_is_not_tried_again() {
+        let lost = format!("failed: {DEVICE_FAILED}: CUDA error: unknown error");
+        let results = tempfile::tempdir().unwrap();
+        write_record(results.path(), "a_model--quick--s0", &record("a_model", "quick", 0, &lost));
+        let (code, notes) = swept(&Sweep::default(), results.path(), "echo x >> $log; exit 1");
+        assert_eq!((code, notes.as_str()), (1, "x\n"));
+        // A trainer that does not begin has no device, if it was asked for one.
+        for (device, started) in [("cuda:0", "x\n"), ("cpu", "x\nx\n")] {
+            let results = tempfile::tempdir().unwrap();
+            let sweep = Sweep { device: Some(device.into()), ..Sweep::default() };
+            let (code, notes) = swept(&sweep, results.path(), "echo x >> $log; exit 2");
+            assert_eq!((code, notes.as_str()), (2, started), "{device}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ fn xtask(dir: &Path) -> Command {
         .current_dir(dir)
         .env("CARGO_MANIFEST_DIR", dir.join("xtask"))
         .env("COMPACT_VISION_CACHE", dir.join("cache"))
+        .env("CUDA_VISIBLE_DEVICES", "-1")
         .env("RUST_BACKTRACE", "1")
         .env_remove("LIBTORCH")
         .env_remove("LIBTORCH_USE_PYTORCH");

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod common;
+
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,8 @@ log=LOG
 trap 'echo INT >> $log; code=130' INT
 trap 'echo TERM >> $log; code=143' TERM
 trap 'echo USR1 >> $log; code=USR1_CODE' USR1
+# Until then, whoever started this has noted that it runs.
+sleep 0.2
 echo start >> $log
 while [ ! "$code" ]; do sleep 0.02; done
 # A second signal would come soon after the first.
@@ -24,42 +28,15 @@ sleep 0.2
 exit $code
 "#;
 
-/// A workspace with two recipes, what looks like libtorch, and a trainer; `train-all` in a group of its own.
+/// `train-all` in a group of its own.
 fn train_all(dir: &Path, arguments: &[&str]) -> Child {
-    let recipe = include_str!("../../recipes/quick/vit.toml");
-    fs::create_dir_all(dir.join("recipes/quick")).unwrap();
-    for name in ["a", "b"] {
-        fs::write(dir.join(format!("recipes/quick/{name}.toml")), recipe).unwrap();
-    }
     let trainer = TRAINER
         .replace("LOG", &dir.join("log").display().to_string())
         .replace("USR1_CODE", &(128 + Signal::USR1.as_raw()).to_string());
-    let library = if cfg!(target_os = "macos") { "libtorch_cpu.dylib" } else { "libtorch_cpu.so" };
-    for (file, text) in [
-        (&format!("libtorch/lib/{library}")[..], ""),
-        ("libtorch/include/torch/csrc/api/include/torch/torch.h", ""),
-        ("libtorch/build-version", "2.11.0"),
-        ("target/release/trainer.sh", &trainer),
-    ] {
-        fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
-        fs::write(dir.join(file), text).unwrap();
-    }
-    // By another process: a file this one has just written may be held open by a child of another test, and then
-    // cannot be run.
-    let trainer = dir.join("target/release/trainer");
-    let copied =
-        Command::new("install").args(["-m", "755"]).arg(trainer.with_extension("sh")).arg(&trainer).status();
-    assert!(copied.unwrap().success());
-
-    Command::new(assert_cmd::cargo::cargo_bin("xtask"))
+    common::workspace(dir, "quick", &trainer);
+    common::xtask(dir)
         .args(["train-all", "--preset", "quick", "--device", "cpu"])
         .args(arguments)
-        .env("CARGO_MANIFEST_DIR", dir.join("xtask"))
-        .env("CARGO_TARGET_DIR", dir.join("target"))
-        .env("COMPACT_VISION_CACHE", dir.join("cache"))
-        .env("LIBTORCH", dir.join("libtorch"))
-        .env("CARGO", "true")
-        .env_remove("LIBTORCH_USE_PYTORCH")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)

@@ -7,6 +7,8 @@ use cct::CctConfig;
 use core_layers::{Model, ModelConfig};
 use tch::nn::OptimizerConfig;
 use tch::{Device, Kind, Tensor, nn};
+// For its link with libtorch_cuda, which a linker drops otherwise; see the crate's README.
+use torch_ext as _;
 
 /// 64 images `[B, 3, 32, 32]` of noise with a disc or a square somewhere, and which of them it is.
 fn batch(device: Device) -> (Tensor, Tensor) {

@@ -9,6 +9,7 @@ use data_cifar::{
 };
 use ndarray::{Array1, Array4};
 use tch::Device;
+use torch_ext::test_devices;
 
 // As in the trainer; the C library's allocator gives large blocks back to the kernel after every operation.
 #[global_allocator]
@@ -38,7 +39,7 @@ fn resized(scale: (f64, f64), interpolation: Interpolation) -> Option<Cut> {
 }
 
 fn epochs(c: &mut Criterion) {
-    let device = Device::cuda_if_available();
+    let device = test_devices().pop().unwrap_or(Device::Cpu);
     let set = ImageSet::Resident(DeviceSet::new(&images(), device).expect("the set fits the device"));
     let flip = Augmentation { hflip: 0.5, ..Augmentation::default() };
     let enlarged = Some(Cut::Enlarged { from: 52, per_image: false });

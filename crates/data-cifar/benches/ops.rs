@@ -6,6 +6,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use data_cifar::{Filter, Op, apply_ops, keyed_rng};
 use rand_chacha::rand_core::Rng;
 use tch::{Device, Kind, Tensor};
+use torch_ext::test_devices;
 
 const BATCH: usize = 128;
 const SIDE: i64 = 32;
@@ -47,7 +48,7 @@ fn operation(kind: usize, amount: f64, filter: Filter) -> Op {
 }
 
 fn benches(c: &mut Criterion) {
-    let device = Device::cuda_if_available();
+    let device = test_devices().pop().unwrap_or(Device::Cpu);
     let images = Tensor::f_randint(256, [BATCH as i64, 3, SIDE, SIDE], (Kind::Uint8, device));
     let images = images.expect("the device is there");
     let mut rng = keyed_rng(1, "benchmark", 0, 0);

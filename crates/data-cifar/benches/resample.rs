@@ -10,6 +10,7 @@ use data_cifar::{
     crop_offset, erase, keyed_rng, mix, pad_crop, pil_resize, resized_crop,
 };
 use tch::{Device, Kind, Tensor};
+use torch_ext::test_devices;
 
 const BATCH: i64 = 128;
 const SIDE: i64 = 32;
@@ -35,7 +36,7 @@ fn time(group: &mut BenchmarkGroup<WallTime>, name: &str, mut step: impl FnMut(u
 }
 
 fn crops(c: &mut Criterion) {
-    let bytes = (Kind::Uint8, Device::cuda_if_available());
+    let bytes = (Kind::Uint8, test_devices().pop().unwrap_or(Device::Cpu));
     let images = Tensor::randint(256, [BATCH, 3, SIDE, SIDE], bytes);
     let mut group = group(c, "crops");
     for (name, interpolation) in [
@@ -64,7 +65,7 @@ fn crops(c: &mut Criterion) {
 }
 
 fn erasing(c: &mut Criterion) {
-    let floats = (Kind::Float, Device::cuda_if_available());
+    let floats = (Kind::Float, test_devices().pop().unwrap_or(Device::Cpu));
     let images = Tensor::randn([BATCH, 3, SIDE, SIDE], floats);
     let mut group = group(c, "erasing");
     for (name, reprob, remode) in [
@@ -84,7 +85,7 @@ fn erasing(c: &mut Criterion) {
 }
 
 fn mixing(c: &mut Criterion) {
-    let device = Device::cuda_if_available();
+    let device = test_devices().pop().unwrap_or(Device::Cpu);
     let images = Tensor::randn([BATCH, 3, SIDE, SIDE], (Kind::Float, device));
     let labels = Tensor::randint(100, [BATCH], (Kind::Int64, device));
     let indices: Vec<i64> = (0..BATCH).collect();

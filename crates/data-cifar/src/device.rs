@@ -29,9 +29,11 @@ impl DeviceSet {
         let layout = set.images.as_standard_layout(); // copies only what is not in that order already
         let pixels = layout.as_slice().unwrap_or_default();
         let labels: Vec<i64> = set.labels.iter().map(|&label| i64::from(label)).collect();
+        // On the host: once for the set.
+        let (images, labels) = (Tensor::f_from_slice(pixels)?, Tensor::f_from_slice(&labels)?);
         Ok(Self {
-            images: Tensor::f_from_slice(pixels)?.f_view(shape.as_slice())?.f_to_device(device)?,
-            labels: Tensor::f_from_slice(&labels)?.f_to_device(device)?,
+            images: images.f_view(shape.as_slice())?.f_to_device(device)?,
+            labels: labels.f_to_device(device)?,
         })
     }
 
@@ -76,6 +78,7 @@ impl DeviceSet {
         let device = self.images.device();
         Ok(Batches {
             set: self,
+            // On the host: once for the epoch.
             on_device: Tensor::f_from_slice(order)?.f_to_device(device)?,
             order: order.to_vec(),
             batch_size,
@@ -159,7 +162,7 @@ pub(crate) fn upload<T: tch::kind::Element>(values: &[T], device: Device) -> Res
         return Ok(host);
     }
     // Only from pinned memory does a copy not wait.
-    let pinned = host.f_pin_memory(device)?;
+    let pinned = host.f_internal_pin_memory(device)?;
     Ok(pinned.f_to_device_(device, host.kind(), true, false)?)
 }
 

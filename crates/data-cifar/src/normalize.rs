@@ -83,6 +83,7 @@ impl Normalizer {
             return Err(DataError::Argument(message));
         }
         let tensor = |values: &[f64; 3]| {
+            // On the host: once for all batches.
             Tensor::f_from_slice(&values.map(|value| value as f32))?.f_view([3, 1, 1])?.f_to_device(device)
         };
         Ok(Self { mean: tensor(&stats.mean)?, std: tensor(&stats.std)? })
@@ -150,13 +151,14 @@ mod tests {
     #[test]
     fn unit_is_exactly_division_by_255() {
         let bytes: Vec<u8> = (0..=255).cycle().take(3 * 256).collect();
-        let images = Tensor::from_slice(&bytes).view([1, 3, 16, 16]);
-        let found =
-            floats(&Normalizer::new(&ChannelStats::UNIT, Device::Cpu).unwrap().apply(&images).unwrap());
-        for (byte, found) in bytes.iter().zip(found) {
-            assert_eq!(found.to_bits(), (f32::from(*byte) / 255.0).to_bits(), "{byte}");
+        for device in torch_ext::test_devices() {
+            let images = Tensor::from_slice(&bytes).view([1, 3, 16, 16]).to_device(device);
+            let unit = Normalizer::new(&ChannelStats::UNIT, device).unwrap();
+            for (byte, found) in bytes.iter().zip(floats(&unit.apply(&images).unwrap())) {
+                assert_eq!(found.to_bits(), (f32::from(*byte) / 255.0).to_bits(), "{byte} on {device:?}");
+            }
+            assert_eq!(images.kind(), Kind::Uint8); // untouched
         }
-        assert_eq!(images.kind(), Kind::Uint8); // untouched
     }
 
     #[test]

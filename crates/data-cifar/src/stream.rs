@@ -106,7 +106,10 @@ impl Source {
             return Ok(batch);
         }
         let (images, labels) = batch.into_tensors(self.options.side)?;
-        Ok(HostBatch::Pinned { images: images.f_pin_memory(device)?, labels: labels.f_pin_memory(device)? })
+        Ok(HostBatch::Pinned {
+            images: images.f_internal_pin_memory(device)?,
+            labels: labels.f_internal_pin_memory(device)?,
+        })
     }
 }
 
@@ -127,6 +130,7 @@ impl HostBatch {
             Self::Pinned { images, labels } => Ok((images, labels)),
             Self::Plain { pixels, labels } => {
                 let shape = [labels.len() as i64, 3, side.into(), side.into()];
+                // On the host: what goes to a GPU is pinned next.
                 Ok((Tensor::f_from_slice(&pixels)?.f_view(shape)?, Tensor::f_from_slice(&labels)?))
             }
         }

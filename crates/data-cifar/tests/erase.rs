@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use data_cifar::{CropBox, EraseMode, Erasure, RandomErasing, erase, keyed_rng};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
+use torch_ext::test_devices;
 
 fn golden() -> HashMap<String, Tensor> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/erasing_and_mixing.safetensors");
@@ -34,7 +35,10 @@ fn fixed_boxes_are_erased_as_by_timm() {
     }
     assert!(erasures.iter().any(|e| e.boxes.len() == 3) && erasures.iter().any(|e| e.boxes.is_empty()));
     let before = images.copy();
-    assert_eq!(erase(images, &erasures, EraseMode::Const).unwrap(), golden["erase.results"]);
+    for device in test_devices() {
+        let erased = erase(&images.to_device(device), &erasures, EraseMode::Const).unwrap();
+        assert_eq!(erased.to_device(Device::Cpu), golden["erase.results"], "{device:?}");
+    }
     assert_eq!(*images, before); // the input is left alone
 }
 

@@ -16,6 +16,7 @@ use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use tch::Device;
 use tempfile::TempDir;
+use torch_ext::test_devices;
 
 fn options() -> FolderOptions {
     FolderOptions {
@@ -504,17 +505,18 @@ fn streaming_is_loading() {
             let resident = ImageSet::Resident(DeviceSet::new(set, Device::Cpu).unwrap());
             let order = permutation(5, 1, 0..set.len());
             for (threads, prefetch, batch_size) in [(1, 0, 4), (2, 2, 4), (5, 1, 7), (3, 9, 100), (1, 1, 1)] {
-                let streamed =
-                    ImageSet::Streamed(index.stream(part, Device::Cpu, threads, prefetch).unwrap());
-                assert_eq!(
-                    (streamed.len(), streamed.is_empty(), streamed.device()),
-                    (set.len(), false, Device::Cpu)
-                );
-                let found = batches(&streamed, &order, batch_size);
-                assert_eq!(found, batches(&resident, &order, batch_size));
+                let wanted = batches(&resident, &order, batch_size);
+                for device in test_devices() {
+                    let streamed = ImageSet::Streamed(index.stream(part, device, threads, prefetch).unwrap());
+                    assert_eq!(
+                        (streamed.len(), streamed.is_empty(), streamed.device()),
+                        (set.len(), false, device)
+                    );
+                    assert_eq!(batches(&streamed, &order, batch_size), wanted);
+                }
                 // Every image once.
                 let mut seen: Vec<_> =
-                    found.iter().flat_map(|batch| batch.0.chunks_exact(192).map(<[u8]>::to_vec)).collect();
+                    wanted.iter().flat_map(|batch| batch.0.chunks_exact(192).map(<[u8]>::to_vec)).collect();
                 let mut all: Vec<_> = images(set).into_iter().map(|(_, pixels)| pixels).collect();
                 seen.sort_unstable();
                 all.sort_unstable();

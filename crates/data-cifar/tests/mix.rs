@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use data_cifar::{CropBox, Mix, MixMode, Mixing, mix};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
+use torch_ext::test_devices;
 
 fn golden() -> HashMap<String, Tensor> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/erasing_and_mixing.safetensors");
@@ -47,10 +48,14 @@ fn images_and_targets_are_those_of_timm() {
             _ => {}
         }
         let smoothing = of("smoothing").double_value(&[0]);
-        let (mixed, targets) = mix(images, labels, &mixings, 5, smoothing).unwrap();
-        let (off, off_targets) = (most(&(mixed - of("results"))), most(&(targets - of("targets"))));
-        println!("case {number}: images {off:e}, targets {off_targets:e}");
-        assert!(off < 1e-6 && off_targets < 1e-6, "case {number}: {off} {off_targets}");
+        for device in test_devices() {
+            let [images, labels, results, of_targets] =
+                [images, labels, of("results"), of("targets")].map(|tensor| tensor.to_device(device));
+            let (mixed, targets) = mix(&images, &labels, &mixings, 5, smoothing).unwrap();
+            let (off, off_targets) = (most(&(mixed - results)), most(&(targets - of_targets)));
+            println!("case {number} on {device:?}: images {off:e}, targets {off_targets:e}");
+            assert!(off < 1e-6 && off_targets < 1e-6, "case {number} on {device:?}: {off} {off_targets}");
+        }
     }
     assert_eq!(*images, before); // the input is left alone
 }

@@ -5,6 +5,7 @@
 use data_cifar::{DataError, Filter, Op, apply_ops};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
+use torch_ext::test_devices;
 
 const FILTERS: [Filter; 3] = [Filter::Nearest, Filter::Bilinear, Filter::Bicubic];
 
@@ -84,25 +85,19 @@ fn differences(set: &str, device: Device) -> [(u8, usize, usize); 2] {
     found
 }
 
-fn are_pils(device: Device) {
-    for set in ["small", "large"] {
-        let [exact, interpolated] = differences(set, device);
-        assert_eq!((exact.0, exact.1), (0, 0), "{set}");
-        // Most of these are whole numbers to which PIL's doubles come just short, as 0.3 times 10 does.
-        let (largest, number, of) = interpolated;
-        assert!(largest <= 1 && number * 200 <= of, "{set}: {number} of {of} differ, by up to {largest}");
-    }
-}
-
 #[test]
 fn every_operation_is_pils() {
-    are_pils(Device::Cpu);
-}
-
-#[test]
-fn every_operation_is_pils_on_cuda() {
-    if tch::Cuda::is_available() {
-        are_pils(Device::Cuda(0));
+    for device in test_devices() {
+        for set in ["small", "large"] {
+            let [exact, interpolated] = differences(set, device);
+            assert_eq!((exact.0, exact.1), (0, 0), "{set} on {device:?}");
+            // Most of these are whole numbers to which PIL's doubles come just short, as 0.3 times 10 does.
+            let (largest, number, of) = interpolated;
+            assert!(
+                largest <= 1 && number * 200 <= of,
+                "{set} on {device:?}: {number} of {of} differ, by up to {largest}"
+            );
+        }
     }
 }
 

@@ -10,10 +10,15 @@ use data_cifar::{
 };
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
+use torch_ext::test_devices;
 
-fn golden() -> HashMap<String, Tensor> {
+/// The file's tensors on each device.
+fn golden() -> impl Iterator<Item = HashMap<String, Tensor>> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/resampling.safetensors");
-    Tensor::read_safetensors(file).expect("the file is readable").into_iter().collect()
+    let tensors = Tensor::read_safetensors(file).expect("the file is readable");
+    test_devices().into_iter().map(move |device| {
+        tensors.iter().map(|(name, tensor)| (name.clone(), tensor.to_device(device))).collect()
+    })
 }
 
 /// Rows of numbers.
@@ -52,48 +57,52 @@ fn noise(shape: [i64; 4]) -> Tensor {
 
 #[test]
 fn crops_are_those_of_torchvision_on_pil_images() {
-    let golden = golden();
-    let (mut differing, mut all) = (0, 0);
-    for number in 0..5 {
-        let of = |part| &golden[&format!("crop.{number}.{part}")];
-        let (images, want) = (of("images"), of("results"));
-        let got = resized_crop(images, &boxes(of("boxes")), &filters(of("filters")), size(want)).unwrap();
-        let (most, count, values) = differences(&got, want);
-        assert!(most <= 1, "case {number}: {most} levels off in {count} of {values}");
-        differing += count;
-        all += values;
+    for golden in golden() {
+        let (mut differing, mut all) = (0, 0);
+        for number in 0..5 {
+            let of = |part| &golden[&format!("crop.{number}.{part}")];
+            let (images, want) = (of("images"), of("results"));
+            let got = resized_crop(images, &boxes(of("boxes")), &filters(of("filters")), size(want)).unwrap();
+            let (most, count, values) = differences(&got, want);
+            assert!(most <= 1, "case {number}: {most} levels off in {count} of {values}");
+            differing += count;
+            all += values;
+        }
+        // Sums in f32 miss ties that PIL's rounding of the weights breaks; 0.08 % here.
+        assert!(differing * 500 <= all as i64, "{differing} of {all} values are one level off");
     }
-    // Sums in f32 miss ties that PIL's rounding of the weights breaks; 0.08 % here.
-    assert!(differing * 500 <= all as i64, "{differing} of {all} values are one level off");
 }
 
 #[test]
 fn resizes_are_those_of_pil() {
-    let golden = golden();
-    for number in 0..5 {
-        for (filter, name) in [(Filter::Nearest, 0), (Filter::Bilinear, 1), (Filter::Bicubic, 2)] {
-            let want = &golden[&format!("resize.{number}.results.{name}")];
-            let got = pil_resize(&golden[&format!("resize.{number}.images")], filter, size(want)).unwrap();
-            let (most, count, values) = differences(&got, want);
-            assert_eq!((most, count), (0, 0), "{filter:?} {number}: of {values}");
+    for golden in golden() {
+        for number in 0..5 {
+            for (filter, name) in [(Filter::Nearest, 0), (Filter::Bilinear, 1), (Filter::Bicubic, 2)] {
+                let want = &golden[&format!("resize.{number}.results.{name}")];
+                let got =
+                    pil_resize(&golden[&format!("resize.{number}.images")], filter, size(want)).unwrap();
+                let (most, count, values) = differences(&got, want);
+                assert_eq!((most, count), (0, 0), "{filter:?} {number}: of {values}");
+            }
         }
     }
 }
 
 #[test]
 fn padded_and_central_crops_are_those_of_torchvision() {
-    let golden = golden();
-    let images = &golden["pad.images"];
-    let offsets = offsets(&golden["pad.offsets"]);
-    assert_eq!(pad_crop(images, 3, &offsets).unwrap(), golden["pad.results"]);
-    for (number, size) in
-        [(13, 10), (12, 9), (11, 8), (10, 7), (9, 6), (8, 5), (1, 1)].into_iter().enumerate()
-    {
-        assert_eq!(
-            center_crop(images, size).unwrap(),
-            golden[&format!("center.{number}.results")],
-            "{size:?}"
-        );
+    for golden in golden() {
+        let images = &golden["pad.images"];
+        let offsets = offsets(&golden["pad.offsets"]);
+        assert_eq!(pad_crop(images, 3, &offsets).unwrap(), golden["pad.results"]);
+        for (number, size) in
+            [(13, 10), (12, 9), (11, 8), (10, 7), (9, 6), (8, 5), (1, 1)].into_iter().enumerate()
+        {
+            assert_eq!(
+                center_crop(images, size).unwrap(),
+                golden[&format!("center.{number}.results")],
+                "{size:?}"
+            );
+        }
     }
 }
 

@@ -30,7 +30,8 @@ pub use recipe::{
     TrainRecipe,
 };
 pub use record::{
-    EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, STATUS_STOPPED,
+    DEVICE_FAILED, EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING,
+    STATUS_STOPPED,
 };
 pub use summary::SummaryRow;
 pub use words::{complaint, duration, visible, visible_lines};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the `record.json` layout; a reader refuses a newer one.
-pub const RECORD_FORMAT: u32 = 3;
+pub const RECORD_FORMAT: u32 = 4;
 
 /// [`ResultRow::status`] of a run that reached its last epoch and was tested.
 pub const STATUS_COMPLETE: &str = "complete";
@@ -13,6 +13,9 @@ pub const STATUS_RUNNING: &str = "running";
 
 /// [`ResultRow::status`] of a run that was asked to stop, and can go on.
 pub const STATUS_STOPPED: &str = "stopped";
+
+/// What the error of a device that can be used for no network begins with, in [`ResultRow::status`] too.
+pub const DEVICE_FAILED: &str = "the device cannot be used";
 
 /// One row of `history.csv`.
 ///
@@ -101,7 +104,7 @@ pub struct ResultRow {
     pub train_seconds: Option<f64>,
     /// Training images per second over the whole run.
     pub images_per_second: Option<f64>,
-    /// Largest resident memory of the process, in MiB.
+    /// Largest memory so far, in MiB: resident memory of the process on the CPU, tensors on the card on CUDA.
     pub peak_memory_mb: Option<f64>,
     /// `cpu` or `cuda:N`.
     pub device: String,
@@ -124,6 +127,11 @@ pub struct ResultRow {
 }
 
 impl ResultRow {
+    /// Whether the run failed because its device can be used for no network.
+    pub fn device_failed(&self) -> bool {
+        self.status.strip_prefix("failed: ").is_some_and(|error| error.starts_with(DEVICE_FAILED))
+    }
+
     /// The columns of `results.csv`, in order.
     pub const HEADER: [&'static str; 30] = [
         "model",
@@ -175,6 +183,16 @@ pub struct RunRecord {
     pub trainer_version: String,
     /// Processor model.
     pub cpu: String,
+    /// What NVIDIA calls the card, for a run on CUDA. (Not before format 4.)
+    #[serde(default)]
+    pub gpu: Option<String>,
+    /// Version of its driver, where that is known. (Not before format 4.)
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// Whether every part of the run was trained with deterministic algorithms only (`--deterministic`). On the CPU
+    /// that makes no difference. (Not before format 4.)
+    #[serde(default)]
+    pub deterministic: bool,
     /// Files of an image folder that were left out, being no images or damaged. (Not in format 1.)
     #[serde(default)]
     pub skipped_files: usize,
@@ -242,6 +260,13 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_failed_is_told_from_a_run_that_failed() {
+        let failed = |status: String| ResultRow { status, ..row() }.device_failed();
+        assert!(failed(format!("failed: {DEVICE_FAILED}: no kernel image is available")));
+        assert!(!failed("failed: out of memory".into()) && !failed(STATUS_COMPLETE.into()));
+    }
+
+    #[test]
     fn the_csv_header_is_the_documented_one_and_rows_survive_a_round_trip() {
         let mut writer = csv::Writer::from_writer(Vec::new());
         writer.serialize(row()).unwrap();
@@ -260,6 +285,9 @@ mod tests {
             command: vec!["trainer".into(), "train".into()],
             trainer_version: "0.1.0".into(),
             cpu: "a processor".into(),
+            gpu: Some("a card".into()),
+            driver: Some("580.95.05".into()),
+            deterministic: true,
             skipped_files: 3,
             resumed_from: vec!["epoch-0002".into()],
         };
@@ -267,10 +295,13 @@ mod tests {
         assert_eq!(RunRecord::parse(&text).unwrap(), record);
         let spoiled = text.replacen("\"format\"", "\"formats\"", 1);
         assert!(RunRecord::parse(&spoiled).unwrap_err().contains("formats"));
-        let older = text.replacen("\"format\":3", "\"format\":1", 1);
+        let older = text.replacen("\"format\":4", "\"format\":1", 1);
         let older = older.replacen(",\"skipped_files\":3,\"resumed_from\":[\"epoch-0002\"]", "", 1);
-        assert_eq!(RunRecord::parse(&older).map(|record| record.skipped_files), Ok(0));
-        let newer = text.replacen("\"format\":3", "\"format\":4,\"another\":3", 1);
-        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 4 is newer"));
+        let cards = ",\"gpu\":\"a card\",\"driver\":\"580.95.05\",\"deterministic\":true";
+        let older = older.replacen(cards, "", 1);
+        let older = RunRecord::parse(&older).unwrap();
+        assert_eq!((older.skipped_files, older.gpu, older.deterministic), (0, None, false));
+        let newer = text.replacen("\"format\":4", "\"format\":5,\"another\":3", 1);
+        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 5 is newer"));
     }
 }

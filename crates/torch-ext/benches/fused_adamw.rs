@@ -3,7 +3,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Adam, fused_adamw_};
+use torch_ext::{Adam, fused_adamw_, test_devices};
 
 /// 100 weights and 100 vectors, 1.4 million values.
 fn shapes() -> impl Iterator<Item = Vec<i64>> {
@@ -11,7 +11,7 @@ fn shapes() -> impl Iterator<Item = Vec<i64>> {
 }
 
 fn step(c: &mut Criterion) {
-    let device = Device::cuda_if_available();
+    let device = test_devices().pop().unwrap_or(Device::Cpu);
     let wait = || {
         if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);

@@ -85,10 +85,23 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_get_matmul_precision(precision: *mut c_int) -> c_int;
 
     pub(crate) fn torch_ext_memory_stats(device: c_int, found: *mut bool, stats: *mut i64) -> c_int;
+    pub(crate) fn torch_ext_memory_info(
+        device: c_int,
+        found: *mut bool,
+        free: *mut usize,
+        total: *mut usize,
+    ) -> c_int;
     pub(crate) fn torch_ext_reset_peak(device: c_int) -> c_int;
     pub(crate) fn torch_ext_empty_cache() -> c_int;
 
-    pub(crate) fn torch_ext_cpu_supports_bf16(supported: *mut bool) -> c_int;
+    pub(crate) fn torch_ext_supports_bf16(device: c_int, supported: *mut bool) -> c_int;
+    pub(crate) fn torch_ext_card(
+        device: c_int,
+        found: *mut bool,
+        name: *mut c_char,
+        driver: *mut c_char,
+        size: c_int,
+    ) -> c_int;
 }
 
 /// Turns what a function of `torch_ext.cpp` returned on this thread into a `Result`.

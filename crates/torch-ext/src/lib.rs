@@ -9,7 +9,9 @@ mod optim;
 mod switches;
 
 pub use autocast::Autocast;
-pub use device::{MemoryStats, cpu_supports_bf16, empty_cache, memory_stats, reset_peak};
+pub use device::{
+    Card, MemoryStats, card, empty_cache, memory_info, memory_stats, reset_peak, supports_bf16, test_devices,
+};
 pub use foreach::{clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, foreach_zero_};
 pub use memory_format::{channels_last, is_channels_last, to_channels_last_};
 pub use optim::{Adam, LearningRate, Sgd, fused_adam_, fused_adamw_, fused_sgd_};
@@ -28,11 +30,4 @@ pub enum TorchExtError {
     /// libtorch's own message, without its backtrace.
     #[error("libtorch: {0}")]
     Torch(String),
-}
-
-/// The devices that tests run on.
-#[cfg(test)]
-fn test_devices() -> Vec<tch::Device> {
-    let cuda = tch::Cuda::is_available().then_some(tch::Device::Cuda(0));
-    [tch::Device::Cpu].into_iter().chain(cuda).collect()
 }

@@ -5,6 +5,7 @@
 // next failure. No exception leaves this file.
 
 #include <ATen/Context.h>
+#include <ATen/DynamicLibrary.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -23,12 +24,14 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/headeronly/version.h>
 
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 static_assert(
@@ -45,6 +48,21 @@ TORCH_API void clear_cache();
 TORCH_API int increment_nesting();
 TORCH_API int decrement_nesting();
 } // namespace at::autocast
+
+#ifdef TORCH_EXT_CUDA
+// Declared here because its header includes CUDA's own.
+namespace at::cuda {
+int warp_size();
+} // namespace at::cuda
+
+// libtorch finds CUDA by libtorch_cuda being loaded, and names none of its symbols. Neither does anything else in a
+// program, so a linker that keeps only what is needed would drop the library and CUDA would silently be gone. This
+// file is a whole part of every program that uses the crate (see build.rs), and this needs the library.
+__attribute__((constructor)) static void need_libtorch_cuda() {
+  int (*const volatile symbol)() = &at::cuda::warp_size;
+  (void)symbol;
+}
+#endif
 
 namespace {
 
@@ -159,6 +177,19 @@ std::vector<at::Tensor> next_steps(const std::vector<at::Tensor> &steps, const s
     at::_foreach_add_(steps, 1);
   }
   return steps.size() == 1 ? std::vector<at::Tensor>(params.size(), steps[0]) : steps;
+}
+
+// Whether this is a CUDA device of a libtorch that reaches one; CUDA is then ready to be asked.
+bool is_cuda_here(at::Device device) {
+  if (!device.is_cuda() || !at::globalContext().hasCUDA())
+    return false;
+  at::globalContext().lazyInitDevice(at::kCUDA);
+  return true;
+}
+
+template <typename F>
+F *function(at::DynamicLibrary &library, const char *name) {
+  return reinterpret_cast<F *>(library.sym(name));
 }
 
 // Unlike contiguous(), this changes the strides of a tensor that is in both orders, which decide how libtorch computes.
@@ -430,10 +461,9 @@ int torch_ext_get_matmul_precision(int *precision) noexcept {
 int torch_ext_memory_stats(int device, bool *found, int64_t *stats) noexcept {
   return guarded([&] {
     const auto of = device_of(device);
-    *found = of.is_cuda() && at::globalContext().hasCUDA();
+    *found = is_cuda_here(of);
     if (!*found)
       return;
-    at::globalContext().lazyInitDevice(at::kCUDA);
     const auto all = c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(of.index());
     const auto sum = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     stats[0] = all.allocated_bytes[sum].current;
@@ -443,13 +473,20 @@ int torch_ext_memory_stats(int device, bool *found, int64_t *stats) noexcept {
   });
 }
 
+int torch_ext_memory_info(int device, bool *found, size_t *free, size_t *total) noexcept {
+  return guarded([&] {
+    const auto of = device_of(device);
+    *found = is_cuda_here(of);
+    if (*found)
+      std::tie(*free, *total) = c10::getDeviceAllocator(at::kCUDA)->getMemoryInfo(of.index());
+  });
+}
+
 int torch_ext_reset_peak(int device) noexcept {
   return guarded([&] {
     const auto of = device_of(device);
-    if (!of.is_cuda() || !at::globalContext().hasCUDA())
-      return;
-    at::globalContext().lazyInitDevice(at::kCUDA);
-    c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(of.index());
+    if (is_cuda_here(of))
+      c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(of.index());
   });
 }
 
@@ -463,13 +500,48 @@ int torch_ext_empty_cache() noexcept {
   });
 }
 
-int torch_ext_cpu_supports_bf16(bool *supported) noexcept {
+int torch_ext_supports_bf16(int device, bool *supported) noexcept {
   return guarded([&] {
-    const auto capabilities = at::cpu::get_cpu_capabilities();
+    const auto of = device_of(device);
     *supported = false;
-    for (const char *name : {"avx512_bf16", "amx_bf16", "bf16"}) {
-      const auto entry = capabilities.find(name);
-      *supported |= entry != capabilities.end() && entry->second.isBool() && entry->second.toBool();
+    if (is_cuda_here(of)) {
+      // libtorch asks the current card.
+      const c10::DeviceGuard current(of);
+      *supported = at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8();
+    } else if (of.is_cpu()) {
+      const auto capabilities = at::cpu::get_cpu_capabilities();
+      for (const char *name : {"avx512_bf16", "amx_bf16", "bf16"}) {
+        const auto entry = capabilities.find(name);
+        *supported |= entry != capabilities.end() && entry->second.isBool() && entry->second.toBool();
+      }
+    }
+  });
+}
+
+// `name` and `driver`: `size` bytes each for texts that end with a zero; an empty driver is not known.
+int torch_ext_card(int device, bool *found, char *name, char *driver, int size) noexcept {
+  return guarded([&] {
+    const auto of = device_of(device);
+    *found = is_cuda_here(of);
+    if (!*found)
+      return;
+    // libcuda counts cards as libtorch does; nvidia-smi and NVML know nothing of CUDA_VISIBLE_DEVICES.
+    name[0] = driver[0] = 0;
+    at::DynamicLibrary cuda("libcuda.so.1", nullptr, /*leak_handle=*/true);
+    int card = 0;
+    if (function<int(int *, int)>(cuda, "cuDeviceGet")(&card, of.index()) != 0 ||
+        function<int(char *, int, int)>(cuda, "cuDeviceGetName")(name, size, card) != 0)
+      throw ArgumentError("there is no CUDA device " + std::to_string(of.index()));
+    // All cards have one driver.
+    try {
+      at::DynamicLibrary nvml("libnvidia-ml.so.1", nullptr, /*leak_handle=*/true);
+      if (function<int()>(nvml, "nvmlInit_v2")() != 0)
+        return;
+      if (function<int(char *, unsigned)>(nvml, "nvmlSystemGetDriverVersion")(driver, size) != 0)
+        driver[0] = 0;
+      function<int()>(nvml, "nvmlShutdown")();
+    } catch (const c10::Error &) {
+      // A container may leave the library out.
     }
   });
 }

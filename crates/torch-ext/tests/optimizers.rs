@@ -1,17 +1,14 @@
 //! The fused steps against PyTorch's optimisers and against the formulas in f64.
 
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_ext::{
     Adam, LearningRate, Sgd, TorchExtError, clip_grad_norm_, fused_adam_, fused_adamw_, fused_sgd_,
+    test_devices,
 };
 
 const STEPS: i64 = 10;
 
 const FIT: &str = "the tensors fit each other";
-
-fn devices() -> Vec<Device> {
-    if Cuda::is_available() { vec![Device::Cpu, Device::Cuda(0)] } else { vec![Device::Cpu] }
-}
 
 /// As in `docs/parity/optimizer_steps.py`; fractions that f32 holds exactly.
 fn start(count: i64) -> Vec<f64> {
@@ -139,7 +136,7 @@ const PYTORCH: [[f64; 5]; 6] = [
 
 #[test]
 fn steps_are_those_of_pytorch() {
-    for device in devices() {
+    for device in test_devices() {
         for ((name, rule), expected) in rules().into_iter().zip(PYTORCH) {
             for one_step_count in [false, true] {
                 let found = fused(rule, &[5], one_step_count, device);
@@ -153,7 +150,7 @@ fn steps_are_those_of_pytorch() {
 fn steps_are_those_of_the_formulas() {
     // More and fewer values than a vector register holds, none, and enough for two threads.
     let counts = [1, 1000, 7, 0, 70_001];
-    for device in devices() {
+    for device in test_devices() {
         for (name, rule) in rules() {
             for (found, count) in fused(rule, &counts, true, device).iter().zip(counts) {
                 assert_close(found, &reference(rule, count, 1e-2), 1e-6, name);
@@ -164,7 +161,7 @@ fn steps_are_those_of_the_formulas() {
 
 #[test]
 fn the_learning_rate_may_be_a_tensor() {
-    for device in devices() {
+    for device in test_devices() {
         let lr = Tensor::from(1e-2f32).to_device(device);
         for (name, rule) in rules() {
             let on_device = match rule {
@@ -180,7 +177,7 @@ fn the_learning_rate_may_be_a_tensor() {
 
 #[test]
 fn memory_order_does_not_change_a_step() {
-    for device in devices() {
+    for device in test_devices() {
         let shape = [3, 4, 2, 5];
         let count = shape.iter().product();
         let adam = Adam { weight_decay: 0.1, ..Adam::default() };
@@ -283,7 +280,7 @@ fn clipping_is_that_of_pytorch() {
         [-0.17149848, 0.12862386, -0.04287462, 0.25724772, 0.08574924],
         [-0.04287462, 0.25724772, 0.08574924, -0.08574924, 0.21437310],
     ];
-    for device in devices() {
+    for device in test_devices() {
         let grads = || [tensor(&gradient(5, 0), device), tensor(&gradient(5, 1), device)];
         let mut grads_clipped = grads();
         let norm = clip_grad_norm_(&mut grads_clipped, 0.5).unwrap();

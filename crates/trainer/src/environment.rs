@@ -5,7 +5,7 @@ use std::process::Command;
 use std::{env, fs};
 
 use tch::{Cuda, Device};
-use torch_ext::Switch;
+use torch_ext::{Determinism, Switch, memory_stats, set_determinism};
 
 use crate::Error;
 
@@ -35,6 +35,23 @@ pub fn device(name: &str) -> Result<Device, Error> {
     Err(Error::Usage(format!(
         "--device {name}: libtorch sees {count} CUDA devices; use --device cpu, or ask `cargo xtask doctor` why"
     )))
+}
+
+/// From here on only algorithms that give the same bytes every time run on a CUDA device, and an operation that has none
+/// is an error; changes nothing for other devices. cuBLAS also needs `CUBLAS_WORKSPACE_CONFIG`, which has to be set
+/// before the program starts.
+///
+/// # Errors
+/// libtorch's refusal.
+pub fn deterministic(device: Device) -> Result<(), Error> {
+    if !device.is_cuda() {
+        return Ok(());
+    }
+    set_determinism(Determinism::Error)?;
+    // What it tries may win or lose by chance.
+    Switch::CudnnBenchmark.set(false)?;
+    // Nothing here reads memory that was not written.
+    Ok(Switch::FillUninitializedMemory.set(false)?)
 }
 
 /// `cpu` or `cuda:N`.
@@ -87,8 +104,13 @@ pub fn memory() -> Option<u64> {
     from_proc.or_else(from_sysctl)
 }
 
-/// Largest resident memory of this process so far, in MiB, where the system tells it.
-pub fn peak_memory_mb() -> Option<f64> {
+/// Largest memory so far, in MiB: that of all tensors on the card for CUDA, else this process's resident memory, where
+/// the system tells it.
+pub fn peak_memory_mb(device: Device) -> Option<f64> {
+    if device.is_cuda() {
+        let stats = memory_stats(device).ok().flatten()?;
+        return Some((stats.peak_allocated as f64 / f64::from(1 << 20)).round());
+    }
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

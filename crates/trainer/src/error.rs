@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use core_layers::ConfigError;
 use data_cifar::DataError;
-use run_record::TrainRecipe;
+use run_record::{DEVICE_FAILED, TrainRecipe};
 use tch::TchError;
 use torch_ext::TorchExtError;
 
@@ -76,6 +76,14 @@ pub enum Error {
         /// What libtorch said.
         problem: String,
     },
+    /// The device can be used for no network.
+    #[error(
+        "{DEVICE_FAILED}: {problem}; `cargo xtask doctor` may know why, --device cpu trains on the processor"
+    )]
+    Device {
+        /// What libtorch said.
+        problem: String,
+    },
     /// Somebody asked to stop.
     #[error("stopped by {}", crate::signals::name(*signal))]
     Stopped {
@@ -103,24 +111,32 @@ impl Error {
         }
     }
 
-    /// The error, named for what it is if it is libtorch's way to say that there is no more memory.
+    /// The error, named for what it is if it is libtorch's way to say that there is no more memory, or one of
+    /// [`Error::or_device`].
     pub fn or_out_of_memory(self, train: &TrainRecipe) -> Self {
-        let problem = self.to_string();
-        // On CUDA; in its libraries; on the CPU; in the system's own words and in C++'s.
-        let words = [
-            "out of memory",
-            "STATUS_ALLOC_FAILED",
-            "not enough memory",
-            "Cannot allocate memory",
-            "std::bad_alloc",
-        ];
+        match self.says(&NO_MEMORY) {
+            Some(problem) => {
+                let accumulate = train.accumulate.unwrap_or(1);
+                Self::OutOfMemory { batch_size: train.batch_size, accumulate, problem }
+            }
+            None => self.or_device(),
+        }
+    }
+
+    /// The error, named for what it is if it is libtorch's way to say that the device can be used for nothing.
+    pub fn or_device(self) -> Self {
+        match self.says(&NO_DEVICE) {
+            Some(problem) => Self::Device { problem },
+            None => self,
+        }
+    }
+
+    /// What libtorch said, if that is where the error comes from and one of the texts is in it.
+    fn says(&self, texts: &[&str]) -> Option<String> {
         let from_libtorch =
             matches!(self, Self::Training(_) | Self::Torch(_) | Self::TorchExt(_) | Self::Data(_));
-        if !from_libtorch || !words.iter().any(|words| problem.contains(words)) {
-            return self;
-        }
-        let accumulate = train.accumulate.unwrap_or(1);
-        Self::OutOfMemory { batch_size: train.batch_size, accumulate, problem }
+        let problem = self.to_string();
+        (from_libtorch && texts.iter().any(|text| problem.contains(text))).then_some(problem)
     }
 
     /// Names the path an I/O error belongs to.
@@ -128,6 +144,42 @@ impl Error {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 }
+
+/// How the want of memory is put.
+const NO_MEMORY: [&str; 7] = [
+    // On CUDA, and in cuBLAS and cuDNN.
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    // All of cuDNN's algorithms were tried, and none had the working memory it needs.
+    "unable to find an engine to execute this computation",
+    // On the CPU, in the system's words and in C++'s.
+    "not enough memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+];
+
+/// How CUDA and libtorch put that a card, its driver or the way to them is no use, whatever is computed.
+const NO_DEVICE: [&str; 17] = [
+    "no kernel image is available for execution on the device",
+    "no CUDA-capable device is detected",
+    "CUDA-capable device(s) is/are busy or unavailable",
+    "CUDA driver version is insufficient for CUDA runtime version",
+    "CUDA driver is a stub library",
+    "CUDA driver initialization failed",
+    "system has unsupported display driver / cuda driver combination",
+    "system not yet initialized",
+    "forward compatibility was attempted on non supported HW",
+    "uncorrectable ECC error encountered",
+    "uncorrectable NVLink error",
+    "hardware stack error",
+    // A card that fell off the bus, as a rule.
+    "CUDA error: unknown error",
+    "CUDA unknown error",
+    "NVIDIA driver on your system is too old",
+    "Found no NVIDIA driver",
+    "is not linked with support for cuda devices",
+];
 
 /// What needs less memory.
 fn smaller(batch_size: usize, accumulate: usize) -> String {
@@ -193,6 +245,77 @@ pub fn first_line(message: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As libtorch 2.11 and CUDA 13 put them: c10's and cuBLAS's messages, cudaGetErrorString's texts after
+    /// "CUDA error: ", cuDNN 9's names.
+    #[test]
+    fn errors_of_cuda_are_told_apart() {
+        let recipe = run_record::Recipe::parse(include_str!("../../../recipes/quick/vit.toml")).unwrap();
+        let advice = "\nSearch for `cudaError' in the CUDA documentation for more information.\nCUDA kernel errors might \
+                      be asynchronously reported at some other API call, so the stacktrace below might be incorrect.";
+        let named = |text: &str| {
+            Error::Torch(TchError::Torch(format!("{text}{advice}"))).or_out_of_memory(&recipe.train)
+        };
+        for text in [
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 12.31 GiB \
+             is free. Including non-PyTorch memory, this process has 66.78 GiB memory in use.",
+            "CUDA error: out of memory",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+            "GET was unable to find an engine to execute this computation",
+            "FIND was unable to find an engine to execute this computation",
+        ] {
+            let error = named(text);
+            assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+            assert!(
+                error.to_string().contains("train.accumulate=2") && !error.to_string().contains('\n'),
+                "{error}"
+            );
+        }
+        for text in [
+            "CUDA error: no kernel image is available for execution on the device",
+            "CUDA error: no CUDA-capable device is detected",
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+            "CUDA error: CUDA driver version is insufficient for CUDA runtime version",
+            "CUDA error: system has unsupported display driver / cuda driver combination",
+            "CUDA error: system not yet initialized",
+            "CUDA error: uncorrectable ECC error encountered",
+            "CUDA error: unknown error",
+            "CUDA unknown error - this may be due to an incorrectly set up environment, e.g. changing env variable \
+             CUDA_VISIBLE_DEVICES after program start. Setting the available devices to be zero.",
+            "The NVIDIA driver on your system is too old (found version 12080). Please update your GPU driver",
+            "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU",
+            "PyTorch is not linked with support for cuda devices",
+        ] {
+            let error = named(text);
+            let line = error.to_string();
+            assert!(matches!(error, Error::Device { .. }) && line.starts_with(DEVICE_FAILED), "{line}");
+            assert!(line.contains(first_line(text)) && !line.contains('\n'), "{line}");
+            assert_eq!(error.exit_code(), 1);
+        }
+        // The fault of a program or a file: another network may do.
+        for text in [
+            "CUDA error: an illegal memory access was encountered",
+            "CUDA error: device-side assert triggered",
+            "CUDA error: unspecified launch failure",
+            "CUDA error: invalid device ordinal",
+            "cuDNN error: CUDNN_STATUS_BAD_PARAM",
+            "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)",
+        ] {
+            let error = named(text);
+            assert!(matches!(error, Error::Torch(_)), "{error}");
+        }
+        // Panics of tch say the same.
+        let panic =
+            "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA error: unknown error\\nSearch\")";
+        assert!(matches!(from_panic(&panic.to_owned()).or_device(), Error::Device { .. }));
+        assert!(matches!(
+            Error::Usage("out of memory".into()).or_out_of_memory(&recipe.train),
+            Error::Usage(_)
+        ));
+    }
 
     #[test]
     fn libtorch_speaks_one_line() {

@@ -177,6 +177,10 @@ struct TrainArgs {
     /// Arithmetic of a training step; auto is bf16 where the device computes in it.
     #[arg(long, value_enum, default_value = "f32")]
     precision: precision::Choice,
+    /// On a GPU, use algorithms that give the same bytes every time: slower, by how much depends. On the processor this
+    /// changes nothing, it is so anyway.
+    #[arg(long)]
+    deterministic: bool,
     /// Save a checkpoint after every N steps, besides those after every epoch.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_steps: Option<u64>,
@@ -258,24 +262,34 @@ struct ListArgs {
 /// The option of mimalloc that says how long freed memory waits before it goes back to the kernel.
 const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
 
-/// Starts this program again with an allocator that keeps freed memory: every training step frees
-/// and asks for the same large blocks, and getting them back page by page takes a fifth of its time
-/// (ConvMixer-256/8, batch 128, two cores). The option is read before `main` and only there.
+/// The option of cuBLAS for its working memory, on which the order of its sums depends.
+const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
+
+/// Starts this program again with the environment it needs and nobody has set, which is read before `main`.
+///
+/// An allocator that keeps freed memory: every training step frees and asks for the same large blocks, and getting them
+/// back page by page takes a fifth of its time (ConvMixer-256/8, batch 128, two cores). For `--deterministic`, the
+/// working memory with which cuBLAS sums in the same order every time.
 #[cfg(unix)]
-fn keep_freed_memory() {
+fn set_environment() {
     use std::os::unix::process::CommandExt;
-    if std::env::var_os(PURGE_DELAY).is_none()
-        && let Ok(program) = std::env::current_exe()
-    {
+    let deterministic = std::env::args_os().any(|argument| argument == "--deterministic");
+    let wanted = [(PURGE_DELAY, "-1", true), (CUBLAS_WORKSPACE, ":4096:8", deterministic)];
+    let missing = wanted.into_iter().filter(|(name, _, needed)| *needed && std::env::var_os(name).is_none());
+    let missing: Vec<_> = missing.map(|(name, value, _)| (name, value)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
         let arguments = std::env::args_os().skip(1);
         // Comes back only if it failed, which costs nothing but the time.
-        let _ = std::process::Command::new(program).args(arguments).env(PURGE_DELAY, "-1").exec();
+        let _ = std::process::Command::new(program).args(arguments).envs(missing).exec();
     }
 }
 
 fn main() -> ExitCode {
     #[cfg(unix)]
-    keep_freed_memory();
+    set_environment();
     // A panic is a bug or libtorch giving up; either is one line here, not a backtrace.
     error::quiet_panics();
     // Without it, a file that is too large is an end without a word; that is all there is to be done about it here.
@@ -300,6 +314,7 @@ fn main() -> ExitCode {
         Ok(Err(error)) => error,
         Err(panic) => error::from_panic(panic.as_ref()),
     };
+    let error = error.or_device();
     // To have been asked to stop is none.
     let label = if matches!(error, Error::Stopped { .. }) { "" } else { "error: " };
     note(&format!("{label}{error}"));
@@ -336,6 +351,9 @@ fn run_train(args: TrainArgs) -> Result<(), Error> {
         best: args.keep_best,
     };
     let device = environment::device(&device)?;
+    if args.deterministic {
+        environment::deterministic(device)?;
+    }
     let stop = Stop::listen()
         .map_err(|error| Error::Training(format!("the system does not deliver signals: {error}")))?;
     let request = Request {
@@ -346,6 +364,7 @@ fn run_train(args: TrainArgs) -> Result<(), Error> {
         seed,
         device,
         precision: Precision::of(args.precision, device)?,
+        deterministic: args.deterministic,
         out: args.out,
         fresh: args.fresh,
         saving,

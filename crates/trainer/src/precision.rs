@@ -31,12 +31,11 @@ impl Precision {
     /// The choice's on a device.
     ///
     /// # Errors
-    /// libtorch's refusal to tell what the processor can do.
+    /// libtorch's refusal to tell what the device can do.
     pub fn of(choice: Choice, device: Device) -> Result<Self, Error> {
-        let native = || Ok::<_, Error>(device.is_cuda() || torch_ext::cpu_supports_bf16()?);
         Ok(match choice {
             Choice::Bf16 => Self::Bf16,
-            Choice::Auto if native()? => Self::Bf16,
+            Choice::Auto if torch_ext::supports_bf16(device)? => Self::Bf16,
             Choice::Auto | Choice::F32 => Self::F32,
         })
     }
@@ -78,6 +77,6 @@ mod tests {
             assert_eq!(kind(), Kind::Float);
         }
         let auto = Precision::of(Choice::Auto, Device::Cpu).unwrap();
-        assert_eq!(auto == Precision::Bf16, torch_ext::cpu_supports_bf16().unwrap());
+        assert_eq!(auto == Precision::Bf16, torch_ext::supports_bf16(Device::Cpu).unwrap());
     }
 }

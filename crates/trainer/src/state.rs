@@ -1,6 +1,7 @@
 //! Everything training carries from one step to the next, and its way into a checkpoint and back.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use run_record::{EpochStats, Recipe, TrainRecipe};
 use serde::{Deserialize, Serialize};
@@ -80,18 +81,29 @@ pub struct Identity {
     pub precision: String,
 }
 
-/// What computed a checkpoint. On another machine a run goes on, but its numbers may differ in the last bits.
+/// What computes a checkpoint. On another machine a run goes on, but its numbers may differ in the last bits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// What NVIDIA calls the card, for CUDA.
+    #[serde(default)]
+    pub gpu: Option<String>,
     /// CPU threads of libtorch.
     pub threads: i32,
     /// Processor model.
     pub cpu: String,
     /// libtorch's version.
     pub libtorch: String,
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, gpu, threads, cpu, libtorch } = self;
+        let gpu = gpu.as_deref().map_or(String::new(), |gpu| format!(" ({gpu})"));
+        write!(f, "{device}{gpu}, {threads} threads, {cpu}, libtorch {libtorch}")
+    }
 }
 
 /// `state.json`.
@@ -274,6 +286,18 @@ mod tests {
         // Averaged weights decide where there are any.
         counters.history[0].ema_val_top1 = Some(0.9);
         assert_eq!(counters.best_epochs()[0], 1);
+    }
+
+    #[test]
+    fn another_card_is_another_machine_and_older_checkpoints_name_none() {
+        let text = r#"{"device": "cuda:0", "threads": 8, "cpu": "a processor", "libtorch": "2.11.0"}"#;
+        let older: Machine = serde_json::from_str(text).unwrap();
+        assert_eq!(older.to_string(), "cuda:0, 8 threads, a processor, libtorch 2.11.0");
+        let card = |name: &str| Machine { gpu: Some(name.into()), ..older.clone() };
+        assert_ne!(card("NVIDIA H100"), card("NVIDIA L4"));
+        let written = serde_json::to_string(&card("NVIDIA H100")).unwrap();
+        let read: Machine = serde_json::from_str(&written).unwrap();
+        assert_eq!(read.to_string(), "cuda:0 (NVIDIA H100), 8 threads, a processor, libtorch 2.11.0");
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Request {
     pub device: Device,
     /// Arithmetic of a training step.
     pub precision: Precision,
+    /// Whether only deterministic algorithms run; see [`environment::deterministic`].
+    pub deterministic: bool,
     /// Run directory, if not the default one.
     pub out: Option<PathBuf>,
     /// Replace whatever the run directory holds.
@@ -107,6 +109,7 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
             checkpoint = newest_checkpoint(&run, &mut notes)?;
             if let Some(Checkpoint { position, .. }) = &checkpoint {
                 record.result.started_at = earlier.result.started_at;
+                record.deterministic &= earlier.deterministic;
                 record.resumed_from = earlier.resumed_from;
                 record.resumed_from.push(position.to_string());
             }
@@ -134,6 +137,11 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
     ));
     output.event("run", json!({ "path": run.path().display().to_string(), "result": record.result }));
     notes.extend(source.skipped.iter().map(|skipped| format!("left out {skipped}")));
+    if request.deterministic && request.device.is_cuda() {
+        notes.push(
+            "deterministic algorithms only: slower, by how much depends on network and card".to_owned(),
+        );
+    }
     for note in notes {
         progress.line(&format!("{model}: {note}"));
     }
@@ -144,7 +152,7 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
         .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())))
         .map_err(|error| error.or_out_of_memory(&recipe.train));
     progress.finish();
-    record.result.peak_memory_mb = environment::peak_memory_mb();
+    record.result.peak_memory_mb = environment::peak_memory_mb(request.device);
     match outcome {
         Ok(finished) => {
             finish(&mut record, &finished);
@@ -262,9 +270,9 @@ fn train_and_test(
         let machine = state.restore(&vs, &checkpoint, &keeper.identity)?;
         if machine != keeper.machine {
             progress.line(&format!(
-                "{}: this checkpoint was computed elsewhere ({}, {} threads, {}, libtorch {}); \
+                "{}: this checkpoint was computed elsewhere ({machine}); \
                  the numbers may differ in their last digits from those of a run in one place",
-                architecture.model, machine.device, machine.threads, machine.cpu, machine.libtorch
+                architecture.model
             ));
         }
         keeper.saved = Some(checkpoint.position);
@@ -348,6 +356,7 @@ fn keeper<'a>(
         },
         machine: Machine {
             device: environment::device_name(*device),
+            gpu: torch_ext::card(*device)?.map(|card| card.name),
             threads: tch::get_num_threads(),
             cpu: environment::cpu(),
             libtorch: environment::LIBTORCH.to_owned(),
@@ -377,6 +386,7 @@ pub fn seed_initial_weights(seed: u64) {
 fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str) -> Result<RunRecord, Error> {
     let Request { root, resolved: Resolved { recipe, preset }, seed, device, .. } = request;
     let reference = recipe.reference.clone();
+    let card = torch_ext::card(*device)?;
     let result = ResultRow {
         model: recipe.model.name.clone(),
         family: architecture.family.to_owned(),
@@ -416,6 +426,9 @@ fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str)
         command: environment::command(),
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu: environment::cpu(),
+        driver: card.as_ref().and_then(|card| card.driver.clone()),
+        gpu: card.map(|card| card.name),
+        deterministic: request.deterministic,
         skipped_files: 0,
         resumed_from: Vec::new(),
     })

@@ -139,7 +139,9 @@ fn forget(run: &Path, position: Position) {
 fn three_arms(network: usize) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let run = |name: &str| directory.path().join(name);
-    finish(network, &run("whole"), &["--quiet"]);
+    // On the CPU that changes nothing but the record.
+    finish(network, &run("whole"), &["--quiet", "--deterministic"]);
+    assert_eq!(record(&run("whole"))["deterministic"], true);
     let whole = (history(&run("whole")), weights(&run("whole")));
 
     // In the middle of the first epoch, and somewhere after its end.
@@ -175,6 +177,7 @@ fn three_arms(network: usize) {
         .expect("it can be written");
     let said = finish(network, &lost, &[]);
     assert!(said.contains("goes on from checkpoint epoch-0001"), "{said}");
+    assert_eq!(record(&lost)["deterministic"], false, "it was not for all of the run");
     assert_eq!(history(&lost)[0], whole.0[0]);
     assert!(history(&lost)[1] != whole.0[1] && weights(&lost) != whole.1);
 }
