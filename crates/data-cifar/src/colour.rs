@@ -3,6 +3,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::at_once::in_parts;
 use crate::device::upload;
 use crate::error::DataError;
 use crate::ops::Op;
@@ -150,6 +151,10 @@ fn smooth(images: &Tensor) -> Result<Tensor, DataError> {
 
 /// Adds to the hue, modulo 256, between PIL's conversions to HSV and back.
 pub(crate) fn hue(images: &Tensor, shifts: &[u8]) -> Result<(), DataError> {
+    in_parts(images, |part, which, _| hue_of_part(part, &shifts[which]))
+}
+
+fn hue_of_part(images: &Tensor, shifts: &[u8]) -> Result<(), DataError> {
     let (n, _, height, width) = images.size4()?;
     let device = images.device();
     let floats = images.f_to_kind(Kind::Float)?;

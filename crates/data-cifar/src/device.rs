@@ -114,6 +114,20 @@ pub struct Batch {
     pub number: u64,
 }
 
+impl Batch {
+    /// So many images of the batch from one on.
+    pub(crate) fn slice(&self, start: i64, len: i64) -> Result<Self, DataError> {
+        let first = start as usize;
+        Ok(Self {
+            images: self.images.f_narrow(0, start, len)?,
+            labels: self.labels.f_narrow(0, start, len)?,
+            indices: self.indices[first..first + len as usize].to_vec(),
+            start: self.start + first,
+            number: self.number,
+        })
+    }
+}
+
 /// The batches of one pass over a [`DeviceSet`]; see [`DeviceSet::batches`].
 #[derive(Debug)]
 pub struct Batches<'a> {

@@ -10,6 +10,7 @@
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
+use crate::at_once::{self, in_slices};
 use crate::device::upload;
 use crate::error::DataError;
 use crate::ops::Filter;
@@ -341,9 +342,6 @@ fn vertical_first(crop: &CropBox, (height, width): (i64, i64)) -> bool {
     crop.height - height > (2 * (crop.width - width)).max(0)
 }
 
-/// 64 images of 32×32.
-const PIXELS_AT_ONCE: i64 = 1 << 16;
-
 /// Bits of PIL's weights after the binary point.
 const WEIGHT_BITS: u32 = 22;
 
@@ -394,25 +392,21 @@ impl Resampler {
         Ok(Self { rows, columns: self.columns.f_index_select(0, indices)?, overshoots: self.overshoots })
     }
 
-    /// Bytes `[B, 3, H, W]` to bytes `[B, 3, h, w]`, as many images at a time as stay in a processor's cache
-    /// with what is computed of them.
+    /// Bytes `[B, 3, H, W]` to bytes `[B, 3, h, w]`.
     fn apply(&self, images: &Tensor, vertical_first: bool) -> Result<Tensor, DataError> {
         let (batch, _, height, width) = images.size4()?;
         let (rows, columns) = (self.rows.size()[1], self.columns.size()[1]);
-        let at_once = (PIXELS_AT_ONCE / (height * width).max(rows * columns)).max(1);
-        if batch <= at_once || images.device().is_cuda() {
-            return self.apply_at_once(images, vertical_first);
-        }
-        let part = |start: i64| {
-            let len = at_once.min(batch - start);
-            let part =
-                |t: &Tensor| if t.size()[0] == 1 { Ok(t.shallow_clone()) } else { t.f_narrow(0, start, len) };
-            let resampler =
-                Self { rows: part(&self.rows)?, columns: part(&self.columns)?, overshoots: self.overshoots };
+        let pixels = at_once::pixels(images.device());
+        let at_once = (pixels / (height * width).max(rows * columns)).max(1);
+        in_slices(batch, at_once, |start, len| {
+            let slice = |of_images: &Tensor| match of_images.size()[0] {
+                1 => Ok(of_images.shallow_clone()), // one for all
+                _ => of_images.f_narrow(0, start, len),
+            };
+            let (rows, columns) = (slice(&self.rows)?, slice(&self.columns)?);
+            let resampler = Self { rows, columns, overshoots: self.overshoots };
             resampler.apply_at_once(&images.f_narrow(0, start, len)?, vertical_first)
-        };
-        let parts: Vec<Tensor> = (0..batch).step_by(at_once as usize).map(part).collect::<Result<_, _>>()?;
-        Ok(Tensor::f_cat(&parts, 0)?)
+        })
     }
 
     fn apply_at_once(&self, images: &Tensor, vertical_first: bool) -> Result<Tensor, DataError> {

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use rayon::ThreadPool;
 use tch::{Device, Kind, Tensor};
 
+use crate::at_once;
 use crate::device::{Batch, Batches, DeviceSet, check_order};
 use crate::error::DataError;
 use crate::folder::{FolderOptions, PictureFile};
@@ -60,7 +61,7 @@ impl FolderIndex {
     }
 
     /// A part of the folder as batches on `device`, decoded on `threads` threads while the batches before them
-    /// are worked on: `prefetch` finished batches wait, and one more is in the making.
+    /// are worked on: up to `prefetch` finished batches wait, fewer of large ones, and one more is in the making.
     ///
     /// # Errors
     /// Without threads, or when they cannot be started.
@@ -176,7 +177,8 @@ impl StreamSet {
     ) -> Result<StreamBatches, DataError> {
         check_order(order, batch_size, self.len())?;
         let start = first.saturating_mul(batch_size).min(order.len());
-        let (sender, receiver) = sync_channel(self.prefetch);
+        let waiting = at_once::waiting(batch_size.saturating_mul(self.source.options.image_bytes()));
+        let (sender, receiver) = sync_channel(waiting.min(self.prefetch));
         let stop = Arc::new(AtomicBool::new(false));
         let work = Work {
             source: Arc::clone(&self.source),
@@ -308,6 +310,14 @@ impl ImageSet {
     /// `true` without images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Pixels of an image as it is stored.
+    pub(crate) fn image_pixels(&self) -> usize {
+        match self {
+            Self::Resident(set) => set.images.size()[2..].iter().product::<i64>() as usize,
+            Self::Streamed(set) => set.source.options.image_bytes() / 3,
+        }
     }
 
     /// The device of the batches.

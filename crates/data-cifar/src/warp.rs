@@ -3,6 +3,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::at_once::in_parts;
 use crate::device::upload;
 use crate::error::DataError;
 use crate::ops::Filter;
@@ -175,22 +176,32 @@ impl Line {
 
 /// Samples neighbours at any place; `warps` have the bilinear ones first.
 pub(crate) fn sample(images: &Tensor, warps: &[Warp]) -> Result<(), DataError> {
-    let (n, _, height, width) = images.size4()?;
-    let (pixels, device) = (height * width, images.device());
+    let source = images.f_detach_copy()?;
+    in_parts(images, |part, which, first_row| {
+        let source = source.f_narrow(0, which.start as i64, which.len() as i64)?;
+        sample_rows(&source, &warps[which], first_row, part)
+    })
+}
+
+/// [`sample`] of whole images `source`, of the rows from one on into `out` `[n, 3, R, W]`.
+fn sample_rows(source: &Tensor, warps: &[Warp], first_row: i64, out: &Tensor) -> Result<(), DataError> {
+    let (n, _, height, width) = source.size4()?;
+    let rows = out.size()[2];
+    let (pixels, device) = (rows * width, source.device());
     // On the host: how far into the picture each column and each row leads, along both axes, and constants.
-    let mut places = Vec::with_capacity(warps.len() * 2 * (width + height + 1) as usize);
+    let mut places = Vec::with_capacity(warps.len() * 2 * (width + rows + 1) as usize);
     for warp in warps {
         for axis in [0, 3] {
             let [x, y, constant] = [warp.matrix[axis], warp.matrix[axis + 1], warp.matrix[axis + 2]];
             places.extend((0..width).map(|column| x * (column as f64 + 0.5)));
-            places.extend((0..height).map(|row| y * (row as f64 + 0.5)));
+            places.extend((first_row..first_row + rows).map(|row| y * (row as f64 + 0.5)));
             places.push(constant);
         }
     }
-    let places = upload(&places, device)?.f_view([n, 2, width + height + 1])?;
+    let places = upload(&places, device)?.f_view([n, 2, width + rows + 1])?;
     let part = |start: i64, count: i64, shape: [i64; 4]| places.f_narrow(2, start, count)?.f_view(shape);
-    let (columns, rows) = (part(0, width, [n, 2, 1, width])?, part(width, height, [n, 2, height, 1])?);
-    let place = columns.f_add(&rows)?.f_add_(&part(width + height, 1, [n, 2, 1, 1])?)?; // [n, 2, H, W]
+    let (across, down) = (part(0, width, [n, 2, 1, width])?, part(width, rows, [n, 2, rows, 1])?);
+    let place = across.f_add(&down)?.f_add_(&part(width + rows, 1, [n, 2, 1, 1])?)?; // [n, 2, R, W]
 
     let sizes = upload(&[width, height], device)?.f_view([2, 1, 1])?;
     let inside = place.f_ge(0.0)?.f_logical_and(&place.f_lt_tensor(&sizes)?)?.f_all_dim(1, true)?;
@@ -208,15 +219,15 @@ pub(crate) fn sample(images: &Tensor, warps: &[Warp]) -> Result<(), DataError> {
             let group = |tensor: &Tensor| tensor.f_narrow(0, start, count);
             let index = neighbours(&group(&base)?, &last, width, filter)?;
             let weights = weights(&group(&distance)?, filter)?;
-            let found = group(images)?.f_view([count, 3, pixels])?.f_gather(2, &index, false)?;
+            let found = group(source)?.f_view([count, 3, height * width])?.f_gather(2, &index, false)?;
             let mut found = found.f_to_kind(Kind::Float)?.f_view([count, 3, -1, pixels])?;
             let _ = found.f_mul_(&weights)?.f_sum_intlist_out(&group(&sums)?, &[2i64][..], false, None)?;
         }
     }
     let fill: Vec<f32> = warps.iter().flat_map(Warp::fill).collect();
     let fill = upload(&fill, device)?.f_view([n, 3, 1, 1])?;
-    let values = finish(sums.f_view([n, 3, height, width])?, &inside, &fill)?;
-    images.shallow_clone().f_copy_(&values)?;
+    let values = finish(sums.f_view([n, 3, rows, width])?, &inside, &fill)?;
+    out.shallow_clone().f_copy_(&values)?;
     Ok(())
 }
 
