@@ -81,8 +81,8 @@ impl Trainers {
                 return Ok(None);
             }
             let child = running.insert(command.spawn().with_context(|| cannot_start(command))?);
-            if self.asked_to_stop().is_some() {
-                // A Ctrl-C in between did not reach it. The other two signals do, and a second one does no harm.
+            if self.asked.load(Ordering::SeqCst) == SIGINT as usize {
+                // A Ctrl-C in between did not reach it. The other two signals are passed on once the lock is free.
                 let _ = kill_process(Pid::from_child(child), Signal::TERM);
             }
         }

@@ -115,6 +115,12 @@ enum Task {
         after_help = "Examples:\n  cargo xtask init --help\n  cargo xtask init gcvit_xxtiny --output fresh.safetensors"
     )]
     Init(Passed),
+    /// Say what a device is, and whether it computes; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask device --help\n  cargo xtask device cuda:0"
+    )]
+    Device(Passed),
     /// Rebuild results.csv and summary.csv from the runs and print the tables
     #[command(after_help = "Example:\n  cargo xtask report --results results")]
     Report {
@@ -245,6 +251,7 @@ fn run(task: Task) -> Result<u8> {
         Task::Forward(_) => in_trainer(&place, "forward"),
         Task::Inspect(_) => in_trainer(&place, "inspect"),
         Task::Init(_) => in_trainer(&place, "init"),
+        Task::Device(_) => in_trainer(&place, "device"),
         Task::TrainAll(args) => sweep::train_all(&place, &args),
         Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
         Task::Soak(args) => soak::soak(&place, &args),

@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use run_record::{DatasetName, STATUS_COMPLETE, STATUS_RUNNING, STATUS_STOPPED, duration, write_atomically};
+use run_record::{
+    DatasetName, STATUS_COMPLETE, STATUS_FAILED, STATUS_RUNNING, STATUS_STOPPED, duration, write_atomically,
+};
 
 use crate::child::{Trainers, is_stop};
 use crate::datasets::{self, CIFAR10, CIFAR100, Source};
@@ -97,12 +99,15 @@ impl Plan<'_> {
         self.results.join("runs").join(format!("{model}--{}--s{seed}", self.preset))
     }
 
-    /// Whether a failed run tells that the next ones would fail too: by its record, or because the trainer refused
-    /// to begin, which on CUDA means that libtorch sees no such device.
-    fn is_device_lost(&self, run: &Path, code: u8) -> bool {
-        let recorded =
-            || read_record(&run.join("record.json")).is_ok_and(|record| record.result.device_failed());
-        (code == 2 && self.device.is_some_and(is_cuda)) || recorded()
+    /// Whether the runs after a failed one would fail too: by its record, or because the card does not compute any more.
+    fn is_device_lost(&self, trainer: impl FnOnce() -> Command, run: &Path) -> bool {
+        if read_record(&run.join("record.json")).is_ok_and(|record| record.result.device_failed()) {
+            return true;
+        }
+        let Some(device) = self.device.filter(|device| is_cuda(device)) else { return false };
+        // What keeps it from computing was said by the run.
+        let asked = trainer().args(["device", device, "--quiet"]).stderr(Stdio::null()).status();
+        !asked.is_ok_and(|status| status.success())
     }
 
     /// Gives the trainer its arguments.
@@ -229,7 +234,7 @@ fn train_each(trainers: &Trainers, trainer: impl Fn() -> Command, plan: &Plan<'_
             return code;
         }
         worst = worst.max(code);
-        if code != 0 && plan.is_device_lost(&run, code) && index + 1 < count {
+        if code != 0 && index + 1 < count && plan.is_device_lost(&trainer, &run) {
             let left = count - index - 1;
             note(format!("the others ({left}) would fail in the same way and are not started"));
             break;
@@ -279,7 +284,7 @@ fn settle(run: &Path, status: ExitStatus) -> Result<Option<String>> {
         record.result.status = if is_stop(exit_code(status)) {
             STATUS_STOPPED.to_owned()
         } else {
-            format!("failed: the trainer {}", ending(status))
+            format!("{STATUS_FAILED}the trainer {}", ending(status))
         };
         let text = serde_json::to_vec_pretty(&record)?;
         write_atomically(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -388,7 +393,7 @@ mod tests {
         let workspace = crate::presets::tests::workspace();
         let recipes = recipes_of(workspace.path(), "quick").unwrap();
         let log = results.join("log");
-        let read = "for arg; do run=$arg; done; mkdir -p \"$run\"";
+        let read = "for arg; do run=$arg; done; test \"$1\" = device || mkdir -p \"$run\"";
         let text = format!("log={}\n{read}\n{text}", log.display());
         let device = sweep.device.as_deref().or(Some("cpu"));
         let plan = Plan { sweep, preset: "quick", device, results };
@@ -447,12 +452,17 @@ mod tests {
         write_record(results.path(), "a_model--quick--s0", &record("a_model", "quick", 0, &lost));
         let (code, notes) = swept(&Sweep::default(), results.path(), "echo x >> $log; exit 1");
         assert_eq!((code, notes.as_str()), (1, "x\n"));
-        // A trainer that does not begin has no device, if it was asked for one.
-        for (device, started) in [("cuda:0", "x\n"), ("cpu", "x\nx\n")] {
+        // A run that did not even begin has no record, and the card is asked.
+        let (lost, fine) = ("echo $1 >> $log; exit 2", "echo $1 >> $log; test $1 = device");
+        for (device, trainer, started) in [
+            ("cuda:0", lost, "train device"),
+            ("cuda:0", fine, "train device train"),
+            ("cpu", lost, "train train"),
+        ] {
             let results = tempfile::tempdir().unwrap();
             let sweep = Sweep { device: Some(device.into()), ..Sweep::default() };
-            let (code, notes) = swept(&sweep, results.path(), "echo x >> $log; exit 2");
-            assert_eq!((code, notes.as_str()), (2, started), "{device}");
+            let (_, notes) = swept(&sweep, results.path(), trainer);
+            assert_eq!(notes.split_whitespace().collect::<Vec<_>>().join(" "), started, "{device}");
         }
     }
 

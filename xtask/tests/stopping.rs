@@ -19,8 +19,8 @@ log=LOG
 trap 'echo INT >> $log; code=130' INT
 trap 'echo TERM >> $log; code=143' TERM
 trap 'echo USR1 >> $log; code=USR1_CODE' USR1
-# Until then, whoever started this has noted that it runs.
-sleep 0.2
+# Until then, whoever started this has noted that it runs, on a busy machine too.
+sleep 1
 echo start >> $log
 while [ ! "$code" ]; do sleep 0.02; done
 # A second signal would come soon after the first.

@@ -4,10 +4,10 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use data_cifar::{
-    Augmentation, ChannelStats, ColorJitter, Cut, DeviceSet, Draw, EraseMode, ImageSet, Interpolation,
-    Labelled, Mix, MixMode, Normalizer, Pipeline, Policy, RandomErasing, RandomResizedCrop, mix, permutation,
+    Augmentation, ChannelStats, ColorJitter, Cut, Draw, EraseMode, ImageSet, Interpolation, Labelled, Mix,
+    MixMode, Normalizer, Pipeline, Policy, RandomErasing, RandomResizedCrop, mix, permutation,
 };
-use ndarray::{Array1, Array4};
+use ndarray::{ArcArray, Array1};
 use tch::Device;
 use torch_ext::test_devices;
 
@@ -25,7 +25,7 @@ fn images() -> Labelled {
         if (n + y) % 4 == 0 { (smooth.wrapping_mul(2_654_435_761) >> 9) as u8 } else { (smooth % 251) as u8 }
     };
     Labelled {
-        images: Array4::from_shape_fn((IMAGES, 3, 32, 32), pixel),
+        images: ArcArray::from_shape_fn((IMAGES, 3, 32, 32), pixel),
         labels: Array1::from_shape_fn(IMAGES, |n| (n % 10) as u16),
     }
 }
@@ -40,7 +40,7 @@ fn resized(scale: (f64, f64), interpolation: Interpolation) -> Option<Cut> {
 
 fn epochs(c: &mut Criterion) {
     let device = test_devices().pop().unwrap_or(Device::Cpu);
-    let set = ImageSet::Resident(DeviceSet::new(&images(), device).expect("the set fits the device"));
+    let set = ImageSet::new(&images(), device).expect("the set fits the device");
     let flip = Augmentation { hflip: 0.5, ..Augmentation::default() };
     let enlarged = Some(Cut::Enlarged { from: 52, per_image: false });
     let timm_mix = Mix {

@@ -11,8 +11,8 @@ use crate::error::DataError;
 const TOGETHER: usize = 3 << 20;
 /// Bytes of images that stay in a processor's cache with what is computed of them: 64 images of 32×32.
 const CACHED: usize = 3 << 16;
-/// Bytes of decoded batches that wait for the network, if it is more than one.
-const WAITING: usize = 32 << 20;
+/// Bytes of decoded batches that wait for the network, the one in the making aside.
+const WAITING: usize = 16 << 20;
 /// Bytes that are computed on the way for each byte of the images that are worked on together, at most.
 const WORK_PER_BYTE: usize = 32;
 
@@ -41,7 +41,28 @@ pub(crate) fn pixels(device: Device) -> i64 {
 
 /// How many decoded batches of so many bytes wait for the network.
 pub(crate) fn waiting(batch_bytes: usize) -> usize {
-    (WAITING / batch_bytes.max(1)).max(1)
+    WAITING / batch_bytes.max(1)
+}
+
+/// About how many bytes of main memory the pictures of a training step take on the processor beside the set they come from:
+/// batches that were read, what is computed of them on the way, and what the network is shown.
+///
+/// `prefetch` is that of [`FolderIndex::stream`](crate::FolderIndex::stream), `None` for a set in memory. Pictures are stored
+/// and shown as squares of so many pixels a side.
+pub fn step_bytes(
+    batch_size: usize,
+    stored_side: usize,
+    image_size: usize,
+    prefetch: Option<usize>,
+) -> usize {
+    let (stored, shown) = (stored_side * stored_side, image_size * image_size);
+    let count = batch_size * batches(batch_size, stored, shown);
+    let read = count * image_bytes(stored);
+    // One is made into tensors, and one is in the making behind those that wait.
+    let reads = 2 + prefetch.map_or(0, |prefetch| 1 + prefetch.min(waiting(read)));
+    let worked_on = images(count, stored, shown).min(count) * image_bytes(stored.max(shown));
+    let floats = count * image_bytes(shown) * size_of::<f32>();
+    reads * read + WORK_PER_BYTE * worked_on + 2 * floats
 }
 
 /// What `work` makes of so many images at a time, by the first and their number, one after the other.
@@ -77,4 +98,70 @@ pub(crate) fn in_parts(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    #[test]
+    fn small_images_go_together_and_large_ones_one_by_one() {
+        let square = |side: usize| side * side;
+        // 1,024 images of 32×32, whether they are stored or shown so.
+        assert_eq!([(32, 32), (8, 32), (32, 8)].map(|(s, t)| batches(96, square(s), square(t))), [10; 3]);
+        assert_eq!(batches(8, square(1024), square(32)), 1);
+        assert_eq!(images(960, square(32), square(32)), 1024);
+        assert_eq!(images(8, square(1024), square(32)), 1);
+        // A batch's share of what is shown of it, or all of it.
+        assert_eq!(images(64, square(256), square(224)), 49);
+        assert_eq!(images(4096, square(32), square(32)), 4096);
+        assert_eq!(images(0, 0, 0), TOGETHER / 3);
+        assert_eq!([8, 1].map(|count| waiting(count * image_bytes(square(1024)))), [0, 5]);
+    }
+
+    #[test]
+    fn a_step_takes_no_more_than_two_batches_in_floats_however_large_pictures_are_stored() {
+        for prefetch in [None, Some(4)] {
+            let grown =
+                |side| step_bytes(8, side, 32, prefetch).saturating_sub(step_bytes(8, 64, 32, prefetch));
+            for side in [64, 128, 256, 512, 1024] {
+                assert!(grown(side) <= 2 * 8 * 3 * 1024 * 1024 * 4, "{side}: {}", grown(side));
+            }
+            // What is shown counts in full.
+            let [one, two] = [64, 128].map(|batch_size| step_bytes(batch_size, 224, 224, prefetch));
+            assert!(two > one * 3 / 2, "{one} {two}");
+        }
+    }
+
+    #[test]
+    fn parts_are_all_pixels_once() {
+        for (n, height, width) in [(3, 2, 2), (130, 32, 32), (2, 300, 301), (1, 1, 70_000), (0, 4, 4)] {
+            let images = Tensor::zeros([n, 3, height, width], (Kind::Uint8, Device::Cpu));
+            in_parts(&images, |part, which, first_row| {
+                let (count, _, rows, _) = part.size4()?;
+                assert_eq!(count, which.len() as i64);
+                assert!(count * rows * width <= pixels(Device::Cpu).max(width), "{n} of {height}x{width}");
+                assert!(rows == height || count == 1);
+                let wanted = images.narrow(0, which.start as i64, count).narrow(2, first_row, rows);
+                assert_eq!(part.data_ptr(), wanted.data_ptr());
+                let _ = part.shallow_clone().g_add_scalar_(1);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(images.ne(1).any().int64_value(&[]), 0, "{n} of {height}x{width}");
+        }
+    }
+
+    #[test]
+    fn slices_are_put_together_in_order() {
+        for at_once in [1, 3, 4, 10, 11] {
+            let made = in_slices(10, at_once, |start, len| {
+                assert!(len <= at_once);
+                Ok(Tensor::arange_start(start, start + len, (Kind::Int64, Device::Cpu)))
+            });
+            assert_eq!(made.unwrap(), Tensor::arange(10, (Kind::Int64, Device::Cpu)));
+        }
+    }
 }

@@ -57,19 +57,15 @@ impl Record {
     }
 }
 
-/// The pixels of the training and the test images, in order.
-#[derive(Debug)]
-pub(crate) struct Pixels {
-    pub train: Vec<u8>,
-    pub test: Vec<u8>,
-}
-
 /// The file for a folder and its options: `KEY.safetensors` with the images, `KEY.index.safetensors` without.
 pub(crate) fn cache_file(directory: &Path, folder: &Folder, with_images: bool) -> PathBuf {
     let mut key = Sha256::new();
     key.update(folder.root.as_os_str().as_encoded_bytes());
     key.update([0]); // in no path
     key.update(folder.options.describe());
+    if folder.classes_given {
+        folder.class_names.iter().for_each(|name| key.update([&[0], name.as_bytes()].concat()));
+    }
     let kind = if with_images { "safetensors" } else { "index.safetensors" };
     directory.join(format!("{}.{kind}", &hex(&key.finalize())[..32]))
 }
@@ -79,25 +75,21 @@ pub(crate) fn read_index(path: &Path, folder: &Folder) -> Result<Option<FolderIn
     Ok(Cache::open(path, folder)?.map(|(_, index)| index))
 }
 
-/// The index and the images in a cache, not yet compared with the index's digests; `None` where there is no
+/// The index and the pixels of the images in a cache, training part first, not yet compared with the index's digests; `None` where there is no
 /// such file.
-pub(crate) fn read_images(path: &Path, folder: &Folder) -> Result<Option<(FolderIndex, Pixels)>, String> {
+pub(crate) fn read_images(path: &Path, folder: &Folder) -> Result<Option<(FolderIndex, Vec<u8>)>, String> {
     let Some((mut cache, index)) = Cache::open(path, folder)? else { return Ok(None) };
-    let (train, test) = (index.train_len(), index.test_len());
-    let labels: Vec<u8> = labels(&index).collect();
-    if cache.tensor("labels", Dtype::U16, &[train + test], &[labels.len()])?.concat() != labels {
+    let n = index.train_len() + index.test_len();
+    if cache.tensor("labels", Dtype::U16, &[n])? != labels(&index).collect::<Vec<u8>>() {
         return Err("its labels are not the folder's".into());
     }
     let side = folder.options.side as usize;
-    let bytes = folder.options.image_bytes();
-    let shape = [train + test, 3, side, side];
-    let mut images = cache.tensor("images", Dtype::U8, &shape, &[train * bytes, test * bytes])?.into_iter();
-    let pixels = Pixels { train: images.next().unwrap_or_default(), test: images.next().unwrap_or_default() };
+    let pixels = cache.tensor("images", Dtype::U8, &[n, 3, side, side])?;
     Ok(Some((index, pixels)))
 }
 
 /// Writes the cache beside its place, then to it, so that whatever happens there is the old file or the new one.
-pub(crate) fn write(path: &Path, index: &FolderIndex, pixels: Option<&Pixels>) -> std::io::Result<()> {
+pub(crate) fn write(path: &Path, index: &FolderIndex, pixels: Option<&[u8]>) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
     let digests: Vec<u8> = index.outcomes.iter().flat_map(|outcome| *outcome.digest()).collect();
@@ -107,9 +99,9 @@ pub(crate) fn write(path: &Path, index: &FolderIndex, pixels: Option<&Pixels>) -
     if let Some(pixels) = pixels {
         let side = index.folder.options.side as usize;
         let n = index.train_len() + index.test_len();
-        parts.extend([labels.as_slice(), &pixels.train, &pixels.test]);
+        parts.extend([labels.as_slice(), pixels]);
         tensors.push(("labels", Dtype::U16, vec![n], labels.len()));
-        tensors.push(("images", Dtype::U8, vec![n, 3, side, side], pixels.train.len() + pixels.test.len()));
+        tensors.push(("images", Dtype::U8, vec![n, 3, side, side], pixels.len()));
     }
 
     let mut file = NamedTempFile::new_in(directory)?;
@@ -201,7 +193,7 @@ impl Cache {
         let reasons: HashMap<&str, &str> =
             record.skipped.iter().map(|skipped| (skipped.file.as_str(), skipped.reason.as_str())).collect();
         let n = folder.files.len();
-        let digests = self.tensor("digests", Dtype::U8, &[n, 32], &[32 * n])?.concat();
+        let digests = self.tensor("digests", Dtype::U8, &[n, 32])?;
         let (digests, _) = digests.as_chunks::<32>();
         let outcomes =
             folder.files.iter().zip(digests).map(|(file, digest)| match reasons.get(file.path.as_str()) {
@@ -215,14 +207,8 @@ impl Cache {
         Ok(index)
     }
 
-    /// The bytes of a tensor of this kind and shape, in pieces of these lengths.
-    fn tensor(
-        &mut self,
-        name: &str,
-        dtype: Dtype,
-        shape: &[usize],
-        pieces: &[usize],
-    ) -> Result<Vec<Vec<u8>>, String> {
+    /// The bytes of a tensor of this kind and shape.
+    fn tensor(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Vec<u8>, String> {
         let info = self.header.info(name).ok_or_else(|| format!("it has no tensor {name}"))?;
         if info.dtype != dtype || info.shape != shape {
             return Err(format!(
@@ -230,15 +216,12 @@ impl Cache {
                 info.dtype, info.shape
             ));
         }
-        let start = self.data + info.data_offsets.0 as u64;
-        self.file.seek(SeekFrom::Start(start)).map_err(|error| error.to_string())?;
-        let read = |&length: &usize| {
-            let mut bytes = Vec::new();
-            bytes.try_reserve_exact(length).map_err(|_| format!("{length} bytes do not fit into memory"))?;
-            bytes.resize(length, 0);
-            self.file.read_exact(&mut bytes).map_err(|error| error.to_string())?;
-            Ok(bytes)
-        };
-        pieces.iter().map(read).collect()
+        let (start, end) = info.data_offsets;
+        self.file.seek(SeekFrom::Start(self.data + start as u64)).map_err(|error| error.to_string())?;
+        let (length, mut bytes) = (end - start, Vec::new());
+        bytes.try_reserve_exact(length).map_err(|_| format!("{length} bytes do not fit into memory"))?;
+        bytes.resize(length, 0);
+        self.file.read_exact(&mut bytes).map_err(|error| error.to_string())?;
+        Ok(bytes)
     }
 }

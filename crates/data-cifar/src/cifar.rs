@@ -8,12 +8,12 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array1, Array4};
+use ndarray::Array1;
 use sha2::{Digest, Sha256};
 
 use crate::class_names::{CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_COARSE_CLASSES};
 use crate::error::DataError;
-use crate::host::{CoarseLabels, Dataset, Labelled, hex};
+use crate::host::{CoarseLabels, Dataset, Labelled, Pixels, hex};
 
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
@@ -147,9 +147,9 @@ impl<const L: usize> Records<L> {
         Ok(())
     }
 
-    fn into_arrays(self) -> (Array4<u8>, [Array1<u16>; L]) {
+    fn into_arrays(self) -> (Pixels, [Array1<u16>; L]) {
         let n = self.pixels.len() / PIXELS;
-        let images = Array4::from_shape_vec((n, 3, SIDE, SIDE), self.pixels)
+        let images = Pixels::from_shape_vec((n, 3, SIDE, SIDE), self.pixels)
             .expect("every record adds the pixels of one image");
         (images, self.labels.map(Array1::from_vec))
     }
@@ -176,7 +176,7 @@ impl Files {
         names: &[&str],
         records: usize,
         label_bytes: &[LabelByte; L],
-    ) -> Result<(Array4<u8>, [Array1<u16>; L]), DataError> {
+    ) -> Result<(Pixels, [Array1<u16>; L]), DataError> {
         let mut all = Records::with_capacity(names.len() * records);
         for name in names {
             let file = self.dir.join(name);

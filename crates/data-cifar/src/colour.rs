@@ -91,7 +91,7 @@ pub(crate) fn blend(images: &Tensor, ops: &[Op]) -> Result<(), DataError> {
     let host: Vec<f32> = GREY.iter().map(|share| share / 65536.0).chain(ops.iter().map(factor)).collect();
     let device = upload(&host, images.device())?;
     let factors = device.f_narrow(0, 3, n)?.f_view([n, 1, 1, 1])?;
-    let floats = images.f_to_kind(Kind::Float)?;
+    let mut floats = images.f_to_kind(Kind::Float)?;
     let mix = |start: i64, len: i64, part: &mut Tensor, dull: &Tensor| -> Result<(), DataError> {
         // Multiplied and added one after the other, as PIL does.
         let _ = part.f_sub_(dull)?.f_mul_(&factors.f_narrow(0, start, len)?)?.f_add_(dull)?;
@@ -124,7 +124,7 @@ pub(crate) fn blend(images: &Tensor, ops: &[Op]) -> Result<(), DataError> {
         mix(start, rest, &mut part.f_narrow(2, 1, height - 2)?.f_narrow(3, 1, width - 2)?, &smooth)?;
     }
     let mut images = images.shallow_clone();
-    images.f_copy_(&floats.f_clamp(0.0, 255.0)?)?;
+    images.f_copy_(&floats.f_clamp_(0.0, 255.0)?)?;
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! A data set on the training device, and batches of it: after one transfer per epoch, everything
 //! about a batch happens on the device.
 
-use tch::{Device, Tensor};
+use ndarray::Axis;
+use tch::{Device, Kind, Tensor};
 
 use crate::error::DataError;
 use crate::host::Labelled;
@@ -75,15 +76,9 @@ impl DeviceSet {
         first: usize,
     ) -> Result<Batches<'_>, DataError> {
         check_order(order, batch_size, self.len())?;
-        let device = self.images.device();
-        Ok(Batches {
-            set: self,
-            // On the host: once for the epoch.
-            on_device: Tensor::f_from_slice(order)?.f_to_device(device)?,
-            order: order.to_vec(),
-            batch_size,
-            number: first.min(order.len().div_ceil(batch_size)),
-        })
+        // On the host: once for the epoch.
+        let on_device = Tensor::f_from_slice(order)?.f_to_device(self.images.device())?;
+        Ok(Batches::new(Images::Device { set: self, order: on_device }, order, batch_size, first))
     }
 }
 
@@ -128,21 +123,49 @@ impl Batch {
     }
 }
 
-/// The batches of one pass over a [`DeviceSet`]; see [`DeviceSet::batches`].
+/// The batches of one pass over a [`DeviceSet`], or over images in main memory for the processor.
 #[derive(Debug)]
 pub struct Batches<'a> {
-    set: &'a DeviceSet,
+    images: Images<'a>,
     order: Vec<i64>,
-    /// The same, where the images are.
-    on_device: Tensor,
     batch_size: usize,
     number: usize,
 }
 
-impl Batches<'_> {
+/// Where images are.
+#[derive(Debug)]
+enum Images<'a> {
+    Device {
+        set: &'a DeviceSet,
+        /// The order, where the images are.
+        order: Tensor,
+    },
+    Held(&'a Labelled),
+}
+
+impl<'a> Batches<'a> {
+    /// Of images in main memory, for the processor.
+    pub(crate) fn of_held(
+        set: &'a Labelled,
+        order: &[i64],
+        batch_size: usize,
+        first: usize,
+    ) -> Result<Self, DataError> {
+        check_order(order, batch_size, set.len())?;
+        Ok(Self::new(Images::Held(set), order, batch_size, first))
+    }
+
+    fn new(images: Images<'a>, order: &[i64], batch_size: usize, first: usize) -> Self {
+        let number = first.min(order.len().div_ceil(batch_size));
+        Self { images, order: order.to_vec(), batch_size, number }
+    }
+
     fn batch(&self, start: usize, len: usize) -> Result<Batch, DataError> {
-        let (images, labels) = self.set.batch(&self.on_device.f_narrow(0, start as i64, len as i64)?)?;
         let indices = self.order[start..start + len].to_vec();
+        let (images, labels) = match &self.images {
+            Images::Device { set, order } => set.batch(&order.f_narrow(0, start as i64, len as i64)?)?,
+            Images::Held(set) => gather(set, &indices)?,
+        };
         Ok(Batch { images, labels, indices, start, number: self.number as u64 })
     }
 }
@@ -168,6 +191,24 @@ impl Iterator for Batches<'_> {
 }
 
 impl ExactSizeIterator for Batches<'_> {}
+
+/// The images `[B, 3, H, W]` and labels `[B]` at `indices`, which are in range.
+fn gather(set: &Labelled, indices: &[i64]) -> Result<(Tensor, Tensor), DataError> {
+    let [_, channels, height, width] = <[usize; 4]>::from(set.images.dim());
+    let mut pixels = Vec::with_capacity(indices.len() * channels * height * width);
+    for &index in indices {
+        let image = set.images.index_axis(Axis(0), index as usize);
+        match image.as_slice() {
+            Some(image) => pixels.extend_from_slice(image),
+            None => pixels.extend(image), // in another order in memory
+        }
+    }
+    let shape = [indices.len(), channels, height, width].map(|size| size as i64);
+    let labels: Vec<i64> = indices.iter().map(|&index| set.labels[index as usize].into()).collect();
+    // On the host: that is where such a set is worked on.
+    let labels = Tensor::f_from_slice(&labels)?;
+    Ok((Tensor::f_from_data_size(&pixels, &shape, Kind::Uint8)?, labels))
+}
 
 /// Values on a device, without waiting for what the device is doing.
 pub(crate) fn upload<T: tch::kind::Element>(values: &[T], device: Device) -> Result<Tensor, DataError> {
@@ -200,15 +241,14 @@ pub fn resize(images: &Tensor, size: i64) -> Result<Tensor, DataError> {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array1, Array4};
-    use tch::Kind;
+    use ndarray::{ArcArray, Array1};
 
     use super::*;
 
     /// Up to 13 images of 2×3 pixels; image i holds the bytes from 20·i on.
     fn set(n: usize) -> Labelled {
         Labelled {
-            images: Array4::from_shape_fn((n, 3, 2, 3), |(n, c, y, x)| (n * 20 + c * 6 + y * 3 + x) as u8),
+            images: ArcArray::from_shape_fn((n, 3, 2, 3), |(n, c, y, x)| (n * 20 + c * 6 + y * 3 + x) as u8),
             labels: Array1::from_shape_fn(n, |n| (n % 10) as u16),
         }
     }
@@ -231,7 +271,7 @@ mod tests {
         assert_eq!(labels(&device.labels), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]);
         // Another memory layout is the same data set.
         let mut columns = host.clone();
-        columns.images = columns.images.permuted_axes([0, 1, 3, 2]).as_standard_layout().into_owned();
+        columns.images = columns.images.permuted_axes([0, 1, 3, 2]).as_standard_layout().to_shared();
         columns.images.swap_axes(2, 3);
         assert!(columns.images.as_slice().is_none());
         assert_eq!(bytes(&DeviceSet::new(&columns, Device::Cpu).unwrap().images), bytes(&device.images));
@@ -268,6 +308,29 @@ mod tests {
             assert_eq!(classes, order.map(|index| index % 10));
         }
         assert_eq!(device.batches(&[], 4).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn batches_from_main_memory_are_those_of_the_device() {
+        let mut columns = set(12);
+        columns.images = columns.images.permuted_axes([0, 1, 3, 2]).as_standard_layout().to_shared();
+        columns.images.swap_axes(2, 3);
+        for (host, order) in [(set(12), vec![11, 3, 3, 0, 1, 2, 4]), (columns, vec![5, 11, 0])] {
+            let device = DeviceSet::new(&host, Device::Cpu).unwrap();
+            for first in 0..5 {
+                let found = Batches::of_held(&host, &order, 2, first).unwrap();
+                let wanted = device.batches_from(&order, 2, first).unwrap();
+                assert_eq!(found.len(), wanted.len());
+                for (found, wanted) in found.map(Result::unwrap).zip(wanted.map(Result::unwrap)) {
+                    let Batch { images, labels, indices, start, number } = wanted;
+                    assert_eq!((found.images, found.labels, found.indices), (images, labels, indices));
+                    assert_eq!((found.start, found.number), (start, number));
+                }
+            }
+            for (order, batch_size) in [(vec![12], 2), (vec![-1], 2), (order, 0)] {
+                assert!(Batches::of_held(&host, &order, batch_size, 0).is_err());
+            }
+        }
     }
 
     /// Weights of neighbours at half-pixel centres: 3/4 and 1/4 inside, the edge pixel outside.

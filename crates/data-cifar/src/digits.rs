@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use csv::{ByteRecord, ReaderBuilder};
-use ndarray::{Array4, Axis};
+use ndarray::{ArcArray, Axis};
 use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
@@ -63,7 +63,10 @@ fn is_for_testing(row: usize) -> bool {
 /// A copy of the rows that are `chosen` by their position, counted from 0.
 fn rows(all: &Labelled, chosen: impl Fn(usize) -> bool) -> Labelled {
     let rows: Vec<usize> = (0..all.len()).filter(|&row| chosen(row)).collect();
-    Labelled { images: all.images.select(Axis(0), &rows), labels: all.labels.select(Axis(0), &rows) }
+    Labelled {
+        images: all.images.select(Axis(0), &rows).into_shared(),
+        labels: all.labels.select(Axis(0), &rows),
+    }
 }
 
 /// Parses rows of 65 integers: 64 pixels from 0 (white) to 16 (black ink), row by row from the top
@@ -122,7 +125,7 @@ pub fn parse_digits(bytes: &[u8], file: &Path) -> Result<Labelled, DataError> {
     if labels.is_empty() {
         return Err(DataError::Empty { file: file.into() });
     }
-    let images = Array4::from_shape_fn((labels.len(), 3, SIDE * BLOCK, SIDE * BLOCK), |(n, _, y, x)| {
+    let images = ArcArray::from_shape_fn((labels.len(), 3, SIDE * BLOCK, SIDE * BLOCK), |(n, _, y, x)| {
         let value = u16::from(pixels[(n * SIDE + y / BLOCK) * SIDE + x / BLOCK]);
         ((value * 255 + 8) / 16) as u8 // + 8 rounds to nearest; at most 255
     });

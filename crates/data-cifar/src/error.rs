@@ -143,6 +143,9 @@ pub enum DataError {
     /// An argument that makes no sense, with its value and what it must be.
     #[error("{0}")]
     Argument(String),
+    /// Somebody wanted it to stop.
+    #[error("reading was stopped")]
+    Stopped,
     /// libtorch refused an operation: out of memory, or a device that is not there.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -1,21 +1,23 @@
 //! Folders of pictures: which files belong to which class and part, and in what order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
+use unicode_normalization::UnicodeNormalization;
 
-use crate::decode::EXTENSIONS;
+use crate::decode::FORMATS;
 use crate::error::DataError;
 use crate::fit::{CropMode, check};
-use crate::host::hex;
+use crate::host::{Skipped, hex};
+use crate::layout::{
+    Layout, Listing, PartDirectory, Place, extension, is_picture, layout, problem, read_directory, some,
+};
 use crate::ops::Filter;
 use crate::rng::{keyed_rng, shuffle};
-
-const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
 
 /// What to do about a picture that cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,8 +39,8 @@ pub struct FolderOptions {
     pub filter: Filter,
     /// What to do about a picture that cannot be decoded.
     pub on_error: OnError,
-    /// The share of the images of a folder without `test` that is cut off for testing, from 0 to below 1, rounded
-    /// to whole images; 0 where there is a `test`.
+    /// The share of the training images that is cut off for testing, from 0 to below 1, rounded to whole images but one
+    /// at least if it is above 0. A folder with a test part of its own keeps that.
     pub test_fraction: f64,
 }
 
@@ -69,14 +71,6 @@ impl FolderOptions {
     }
 }
 
-/// Where a file lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
-    Train,
-    Validation,
-    Test,
-}
-
 /// A picture file that was found, not yet opened.
 #[derive(Debug, Clone)]
 pub(crate) struct PictureFile {
@@ -96,30 +90,55 @@ pub struct Folder {
     pub(crate) root: PathBuf,
     pub(crate) options: FolderOptions,
     pub(crate) class_names: Vec<String>,
+    /// Whether the classes were given and not found.
+    pub(crate) classes_given: bool,
     /// By place, class and path.
     pub(crate) files: Vec<PictureFile>,
+    /// Pictures that are left out for their names.
+    pub(crate) unnameable: Vec<Skipped>,
     has_test: bool,
     ignored: BTreeMap<String, usize>,
+    notes: Vec<String>,
 }
 
-/// Lists the pictures (`jpg`, `jpeg`, `png`, `webp`, `bmp`) of a folder.
+/// The class of each image by part, in the order of the images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartLabels {
+    /// Of the training images, those of the folder's own validation part at their end.
+    pub train: Vec<u16>,
+    /// How many of the last of them come from there.
+    pub validation: usize,
+    /// Of the test images.
+    pub test: Vec<u16>,
+}
+
+/// Lists the pictures of a folder: its files whose names end as those of JPEG, PNG, WebP, BMP, GIF and TIFF do.
 ///
-/// `root` holds one directory per class with its pictures (`ROOT/CLASS/*`), or the directories `train` and, if
-/// it has them, `test` and `val` (or `valid`, `validation`) with the classes in each (`ROOT/train/CLASS/*`). If
-/// all that `root` holds is one directory of directories, as an unpacked archive does, that one is taken.
-/// Directories inside a class belong to it. The classes are the training part's directories by name; names
-/// are sorted by their bytes everywhere, and what a directory's own order is does not matter.
+/// `root` holds one directory per class with its pictures (`ROOT/CLASS/*`), or directories named after the parts train,
+/// test and validation with the classes in each (`ROOT/train/CLASS/*`), in any spelling people use (`Training_Set`,
+/// `valid`, `test2017`). If all that `root` holds is one directory of directories, as an unpacked archive does, that one
+/// is taken. Directories inside a class belong to it; hidden files and the folders that systems leave (`@eaDir`,
+/// `lost+found`, …) do not. A part without a picture in a class, such as a directory of unlabelled test pictures, is no
+/// part.
+///
+/// The classes are the training part's directories by name, sorted by their bytes, or `classes`, if the folder is
+/// to be labelled for a network that knows those; then it needs no training part, and need not hold all of them.
 ///
 /// The images of a part are shuffled, always alike, such that every stretch of them holds the classes in
 /// proportion: the r-th of a class's n images, in an order drawn for the class, takes the position
-/// (r + 1/2)/n, and equal positions go by class. Without `test`, the last training images, `test_fraction` of all, become
-/// the test part; images of `val` are appended to the training ones.
+/// (r + 1/2)/n, and equal positions go by class. Without a test part, the last training images, `test_fraction` of
+/// all, become the test part; images of a validation part are appended to the training ones. What the order of a
+/// directory itself is does not matter.
 ///
 /// # Errors
-/// When a directory is missing or cannot be read, when there are fewer than two classes, a class without
-/// pictures or one of `test` or `val` that `train` does not have, a name that is not UTF-8, a link back to a
-/// directory it lies in, or an option out of range.
-pub fn list_folder(root: &Path, options: &FolderOptions) -> Result<Folder, DataError> {
+/// When a directory is missing or cannot be read, when there are fewer than two classes, classes without
+/// pictures or of a part other than training that are no classes, names that are not UTF-8 (unless such pictures are
+/// to be skipped), a link back to a directory it lies in, or an option out of range.
+pub fn list_folder(
+    root: &Path,
+    options: &FolderOptions,
+    classes: Option<&[String]>,
+) -> Result<Folder, DataError> {
     if !(0.0..1.0).contains(&options.test_fraction) {
         let share = options.test_fraction;
         return Err(DataError::Argument(format!("test_fraction must be from 0 to below 1, not {share}")));
@@ -131,34 +150,42 @@ pub fn list_folder(root: &Path, options: &FolderOptions) -> Result<Folder, DataE
         }
         _ => DataError::Read { file: root.to_path_buf(), source },
     })?;
+    let Layout { parts, beside, notes } = layout(&root)?;
     let mut folder = Folder {
-        root: root.clone(),
+        root,
         options: *options,
-        class_names: Vec::new(),
+        class_names: classes.unwrap_or_default().to_vec(),
+        classes_given: classes.is_some(),
         files: Vec::new(),
+        unnameable: Vec::new(),
         has_test: false,
         ignored: BTreeMap::new(),
+        notes,
     };
-    let (base, prefix) = unpacked(&root)?;
-    let listing = read_directory(&base)?;
-    let parts = parts(&base, &listing)?;
-    for (place, name) in &parts {
-        let directory = base.join(name);
-        let classes = read_directory(&directory)?;
-        folder.has_test |= *place == Place::Test;
-        folder.add_part(*place, &directory, &format!("{prefix}{name}/"), &classes)?;
+    if let Some(listing) = &beside {
+        folder.count_strays(listing);
     }
-    if parts.is_empty() {
-        folder.add_part(Place::Train, &base, &prefix, &listing)?;
-    } else {
-        folder.count_strays(&listing);
+    match (parts.first(), classes) {
+        (Some(PartDirectory { place: Place::Train, path, listing, .. }), None) => {
+            folder.find_classes(path, listing)?;
+        }
+        (Some(other), None) => {
+            let text = format!("is there and no train beside it; {} holds no train", folder.root.display());
+            return Err(problem(&other.path, text));
+        }
+        (_, Some(_)) => {}
+        (None, None) => return Err(problem(&folder.root, "holds no class directories".into())),
     }
-    if folder.has_test && options.test_fraction > 0.0 {
-        let share = options.test_fraction;
-        return Err(problem(
-            &base,
-            format!("has a test folder: test_fraction must be 0 or absent, not {share}"),
-        ));
+    for part in &parts {
+        folder.add_part(part)?;
+    }
+    if folder.is_empty() {
+        return Err(problem(&folder.root, format!("holds no picture of any class; read are {FORMATS}")));
+    }
+    if options.on_error == OnError::Fail
+        && let Some(skipped) = folder.unnameable.first()
+    {
+        return Err(problem(&folder.root.join(&skipped.file), skipped.reason.clone()));
     }
     Ok(folder)
 }
@@ -189,13 +216,37 @@ impl Folder {
         self.len() as u64 * self.options.image_bytes() as u64
     }
 
+    /// Whether the folder has a test part of its own.
+    pub fn has_test(&self) -> bool {
+        self.has_test
+    }
+
     /// How many files were passed over, by their extension in lower case; `hidden` for names that begin with a
-    /// dot, `none` for names without extension, `outside a class` for pictures that lie beside the classes.
+    /// dot, `none` for names without extension, `outside a class` for pictures that lie beside the classes, `folder X`
+    /// for a directory of the system.
     pub fn ignored(&self) -> &BTreeMap<String, usize> {
         &self.ignored
     }
 
-    /// SHA-256 of path, size and time of change of every file: whether the folder is still the same.
+    /// What a person should know of how the folder was understood.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The labels the parts have if every file can be decoded.
+    ///
+    /// # Errors
+    /// Those of the division into parts: nothing left to train on.
+    pub fn expected_labels(&self) -> Result<PartLabels, DataError> {
+        Ok(self.labels(&self.arrange(&vec![true; self.len()])?))
+    }
+
+    pub(crate) fn labels(&self, Arrangement { train, validation, test }: &Arrangement) -> PartLabels {
+        let of = |files: &[usize]| files.iter().map(|&file| self.files[file].label).collect();
+        PartLabels { train: of(train), validation: *validation, test: of(test) }
+    }
+
+    /// SHA-256 of path, size and time of change of every file, and the paths of those left out: whether the folder is still the same.
     pub(crate) fn listing_digest(&self) -> String {
         let mut digest = Sha256::new();
         for file in &self.files {
@@ -204,60 +255,117 @@ impl Folder {
             digest.update(file.bytes.to_le_bytes());
             digest.update(file.modified.to_le_bytes());
         }
+        for skipped in &self.unnameable {
+            digest.update(&skipped.file);
+            digest.update([0]); // in no path
+        }
         hex(&digest.finalize())
     }
 
-    fn add_part(
-        &mut self,
-        place: Place,
-        directory: &Path,
-        prefix: &str,
-        classes: &Listing,
-    ) -> Result<(), DataError> {
-        self.count_strays(classes);
-        if place == Place::Train {
-            self.class_names.clone_from(&classes.directories);
-            let found = classes.directories.len();
-            if !(2..=1 << 16).contains(&found) {
-                let what = match found {
-                    0 => "no class directories".to_owned(),
-                    1 => format!("only one class directory, {}", classes.directories[0]),
-                    _ => format!("{found} class directories"),
-                };
-                return Err(problem(
-                    directory,
-                    format!("holds {what}; it must hold 2 to 65536, with the pictures in them"),
-                ));
-            }
-        }
-        for class in &classes.directories {
-            let path = directory.join(class);
-            let Ok(label) = self.class_names.binary_search(class) else {
-                return Err(problem(&path, "is a class that the training part does not have".into()));
+    /// Takes the directories of the training part for the classes.
+    fn find_classes(&mut self, directory: &Path, listing: &Listing) -> Result<(), DataError> {
+        self.class_names.clone_from(&listing.directories);
+        let found = listing.directories.len();
+        if !(2..=1 << 16).contains(&found) {
+            let what = match found {
+                0 => "no class directories".to_owned(),
+                1 => format!("only one class directory, {}", listing.directories[0]),
+                _ => format!("{found} class directories"),
             };
-            let before = self.files.len();
-            let mut walk = Walk { folder: self, place, label: label as u16, ancestors: Vec::new() };
-            walk.directory(&path, &format!("{prefix}{class}/"))?;
-            if self.files.len() == before && place == Place::Train {
-                return Err(problem(&path, "is a class without pictures".into()));
+            let text = format!("holds {what}; it must hold 2 to 65536, with the pictures in them");
+            return Err(problem(directory, text));
+        }
+        let mut seen = HashMap::new();
+        for name in &self.class_names {
+            if let Some(other) = seen.insert(look(name), name) {
+                let (one, two) = (spelt(other), spelt(name));
+                if other.to_lowercase() == name.to_lowercase() {
+                    self.notes.push(format!("{one} and {two} are two classes"));
+                } else {
+                    let text = format!("holds two classes that look the same, {one} and {two}; rename one");
+                    return Err(problem(directory, text));
+                }
             }
-            self.files[before..].sort_by(|a, b| a.path.cmp(&b.path));
         }
         Ok(())
     }
 
-    fn count_strays(&mut self, listing: &Listing) {
-        self.ignore("hidden", listing.hidden);
-        for name in &listing.files {
-            let extension = extension(name);
-            let is_picture = EXTENSIONS.contains(&extension.as_str());
-            self.ignore(if is_picture { "outside a class" } else { &extension }, 1);
+    /// Lists the pictures of a part. One that has none is no part.
+    fn add_part(&mut self, part: &PartDirectory) -> Result<(), DataError> {
+        let PartDirectory { place, path, prefix, listing } = part;
+        self.count_strays(listing);
+        let labels: HashMap<String, usize> = self.class_names.iter().cloned().zip(0..).collect();
+        let (before, mut without, mut unknown) = (self.files.len(), Vec::new(), Vec::new());
+        let mut passed_over_here = listing.passed_over.clone();
+        for class in &listing.directories {
+            let Some(&label) = labels.get(class) else {
+                unknown.push(self.unknown(class));
+                continue;
+            };
+            let first = self.files.len();
+            let mut walk = Walk {
+                folder: self,
+                place: *place,
+                label: label as u16,
+                ancestors: Vec::new(),
+                passed_over: BTreeMap::new(),
+            };
+            walk.directory(&path.join(class), &format!("{prefix}{class}/"))?;
+            let passed_over = walk.passed_over;
+            if self.files.len() == first {
+                without.push(format!("{class}{}", in_brackets(&passed_over)));
+            }
+            add_counts(&mut self.ignored, &passed_over);
+            add_counts(&mut passed_over_here, &passed_over);
+            self.files[first..].sort_by(|a, b| a.path.cmp(&b.path));
+        }
+        if !unknown.is_empty() {
+            let text = format!(
+                "holds {} that {} not; the classes are {}",
+                some(&unknown),
+                if self.classes_given { "the network knows" } else { "the training part has" },
+                some(&self.class_names)
+            );
+            return Err(problem(path, text));
+        }
+        if self.files.len() > before {
+            self.has_test |= *place == Place::Test;
+        } else if *place != Place::Train {
+            let what = match listing.directories.is_empty() {
+                true if listing.has_pictures() => {
+                    "holds pictures without class directories, so without labels"
+                }
+                true => "is empty",
+                false => "holds no picture in its classes",
+            };
+            let formats = in_brackets(&passed_over_here);
+            self.notes.push(format!("{prefix} {what}{formats}: it is no part of the data set"));
+            return Ok(());
+        }
+        if *place == Place::Train && !self.classes_given && !without.is_empty() {
+            let text = format!("holds classes without pictures: {}; read are {FORMATS}", some(&without));
+            return Err(problem(path, text));
+        }
+        Ok(())
+    }
+
+    /// A directory that is no class, with the class that it may be meant to be.
+    fn unknown(&self, directory: &str) -> String {
+        match self.class_names.iter().find(|class| look(class) == look(directory)) {
+            Some(class) => format!("{} (not the same as {})", spelt(directory), spelt(class)),
+            None => directory.to_owned(),
         }
     }
 
-    fn ignore(&mut self, kind: &str, count: usize) {
-        if count > 0 {
-            *self.ignored.entry(kind.to_owned()).or_default() += count;
+    fn count_strays(&mut self, listing: &Listing) {
+        add_counts(&mut self.ignored, &listing.passed_over);
+        let unnameable = listing.unnameable.iter().map(|_| "outside a class".to_owned());
+        let files = listing.files.iter().map(|name| match is_picture(name) {
+            true => "outside a class".to_owned(),
+            false => extension(name),
+        });
+        for kind in files.chain(unnameable) {
+            *self.ignored.entry(kind).or_default() += 1;
         }
     }
 
@@ -271,15 +379,18 @@ impl Folder {
                 of_class[usize::from(file.label)] += 1;
             }
         }
-        if let Some(class) = of_class.iter().position(|&count| count == 0) {
+        if let Some(class) = of_class.iter().position(|&count| count == 0)
+            && !self.classes_given
+        {
             let name = &self.class_names[class];
             return Err(problem(&self.root, format!("no picture of class {name} could be decoded")));
         }
         let labels: Vec<u16> = self.files.iter().map(|file| file.label).collect();
         let [mut train, validation, mut test] = places.map(|place| stratified(&place, &labels));
-        if !self.has_test {
+        let share = self.options.test_fraction;
+        if !self.has_test && share > 0.0 && !train.is_empty() {
             let n = train.len();
-            let count = (n as f64 * self.options.test_fraction).round() as usize;
+            let count = ((n as f64 * share).round() as usize).max(1);
             if count >= n {
                 let text = format!(
                     "cannot cut {count} of {n} images off for testing: none would be left to train on"
@@ -292,6 +403,33 @@ impl Folder {
         train.extend(validation);
         Ok(Arrangement { train, validation: validation_count, test })
     }
+}
+
+fn add_counts(total: &mut BTreeMap<String, usize>, counts: &BTreeMap<String, usize>) {
+    for (kind, count) in counts {
+        *total.entry(kind.clone()).or_default() += count;
+    }
+}
+
+/// What a person sees of a name, more or less: names that differ and look alike have this in common.
+fn look(name: &str) -> String {
+    name.nfc().collect::<String>().to_lowercase()
+}
+
+/// A name with its characters beyond ASCII by number.
+fn spelt(name: &str) -> String {
+    let escaped =
+        name.chars().map(|c| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() });
+    format!("\"{}\"", escaped.collect::<String>())
+}
+
+/// ` (3 heic, 1 txt passed over)`, or nothing.
+fn in_brackets(passed_over: &BTreeMap<String, usize>) -> String {
+    if passed_over.is_empty() {
+        return String::new();
+    }
+    let counts: Vec<String> = passed_over.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    format!(" ({} passed over)", counts.join(", "))
 }
 
 /// The images of each part, as indices of a folder's files.
@@ -321,99 +459,6 @@ fn stratified(files: &[usize], labels: &[u16]) -> Vec<usize> {
     placed.into_iter().map(|(.., file)| file).collect()
 }
 
-/// What a directory holds, each by name.
-struct Listing {
-    directories: Vec<String>,
-    files: Vec<String>,
-    hidden: usize,
-}
-
-impl Listing {
-    fn has_pictures(&self) -> bool {
-        self.files.iter().any(|name| EXTENSIONS.contains(&extension(name).as_str()))
-    }
-}
-
-fn read_directory(directory: &Path) -> Result<Listing, DataError> {
-    let unreadable = |source| DataError::Read { file: directory.to_path_buf(), source };
-    let mut listing = Listing { directories: Vec::new(), files: Vec::new(), hidden: 0 };
-    for entry in fs::read_dir(directory).map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?;
-        let Ok(name) = entry.file_name().into_string() else {
-            return Err(problem(&entry.path(), "its name is not UTF-8".into()));
-        };
-        // Through links; where one leads nowhere, opening the file will say so.
-        let is_directory = fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir());
-        if name.starts_with('.') || name == "__MACOSX" {
-            listing.hidden += usize::from(!is_directory);
-        } else if is_directory {
-            listing.directories.push(name);
-        } else {
-            listing.files.push(name);
-        }
-    }
-    listing.directories.sort_unstable();
-    listing.files.sort_unstable();
-    Ok(listing)
-}
-
-/// The directory that holds the classes or parts, and its path below the root: the root itself, or the only
-/// directory in it where that holds directories and no pictures.
-fn unpacked(root: &Path) -> Result<(PathBuf, String), DataError> {
-    let listing = read_directory(root)?;
-    if let [only] = listing.directories.as_slice()
-        && !listing.has_pictures()
-        && !is_part(only)
-    {
-        let inner = root.join(only);
-        let inside = read_directory(&inner)?;
-        if !inside.directories.is_empty() && !inside.has_pictures() {
-            return Ok((inner, format!("{only}/")));
-        }
-    }
-    Ok((root.to_path_buf(), String::new()))
-}
-
-fn is_part(name: &str) -> bool {
-    name == "train" || name == "test" || VALIDATION.contains(&name)
-}
-
-/// The directories of the training, validation and test part, as far as there are; none where the directories
-/// are classes. A class may be called `train`: a part is one that holds directories and no pictures, or has
-/// none but parts beside it.
-fn parts(base: &Path, listing: &Listing) -> Result<Vec<(Place, String)>, DataError> {
-    let (parts, others): (Vec<_>, Vec<_>) = listing.directories.iter().partition(|name| is_part(name));
-    let mut is_divided = !parts.is_empty() && others.is_empty();
-    for name in &parts {
-        let inside = read_directory(&base.join(name))?;
-        is_divided |= !inside.directories.is_empty() && !inside.has_pictures();
-    }
-    if !is_divided {
-        return Ok(Vec::new());
-    }
-    if let Some(other) = others.first() {
-        let text = format!("holds {} and also {other}; beside train there can be test and val", parts[0]);
-        return Err(problem(base, text));
-    }
-    let mut found = Vec::new();
-    for name in parts {
-        let place = match name.as_str() {
-            "train" => Place::Train,
-            "test" => Place::Test,
-            _ => Place::Validation,
-        };
-        if let Some((_, other)) = found.iter().find(|(taken, _)| *taken == place) {
-            return Err(problem(base, format!("holds both {other} and {name}")));
-        }
-        found.push((place, name.clone()));
-    }
-    found.sort_unstable();
-    match found.first() {
-        Some((Place::Train, _)) => Ok(found),
-        _ => Err(problem(base, format!("holds {} and no train", found[0].1))),
-    }
-}
-
 /// On the way through the directories of one class.
 struct Walk<'a> {
     folder: &'a mut Folder,
@@ -421,6 +466,8 @@ struct Walk<'a> {
     label: u16,
     /// The directories entered and not left, links resolved.
     ancestors: Vec<PathBuf>,
+    /// What is no picture, by extension.
+    passed_over: BTreeMap<String, usize>,
 }
 
 impl Walk<'_> {
@@ -433,14 +480,17 @@ impl Walk<'_> {
         }
         self.ancestors.push(resolved);
         let listing = read_directory(directory)?;
-        self.folder.ignore("hidden", listing.hidden);
+        add_counts(&mut self.passed_over, &listing.passed_over);
+        self.folder.unnameable.extend(listing.unnameable.into_iter().map(|name| Skipped {
+            file: format!("{prefix}{name}"),
+            reason: "its name is not UTF-8; rename it".to_owned(),
+        }));
         for name in &listing.files {
-            let extension = extension(name);
             let metadata = fs::metadata(directory.join(name)).ok();
             // Not a pipe, which would be waited for.
             let is_file = metadata.as_ref().is_none_or(fs::Metadata::is_file);
-            if !is_file || !EXTENSIONS.contains(&extension.as_str()) {
-                self.folder.ignore(&extension, 1);
+            if !is_file || !is_picture(name) {
+                *self.passed_over.entry(extension(name)).or_default() += 1;
                 continue;
             }
             self.folder.files.push(PictureFile {
@@ -464,14 +514,6 @@ fn nanoseconds(time: SystemTime) -> i128 {
         Ok(after) => after.as_nanos().cast_signed(),
         Err(before) => -before.duration().as_nanos().cast_signed(),
     }
-}
-
-fn extension(name: &str) -> String {
-    name.rsplit_once('.').map_or_else(|| "none".to_owned(), |(_, extension)| extension.to_ascii_lowercase())
-}
-
-fn problem(folder: &Path, problem: String) -> DataError {
-    DataError::Folder { folder: folder.to_path_buf(), problem }
 }
 
 #[cfg(test)]

@@ -3,17 +3,20 @@
 use std::fmt;
 use std::ops::Range;
 
-use ndarray::{Array1, Array4};
+use ndarray::{ArcArray, Array1, Ix4};
 use serde::{Deserialize, Serialize};
 
 use crate::DataError;
 
-/// Images with one label each.
+/// Pixels of images, `[N, 3, H, W]`, which several may hold without a copy.
+pub type Pixels = ArcArray<u8, Ix4>;
+
+/// Images with one label each. Clones have their pixels in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labelled {
     /// Pixels, 0 to 255, `[N, 3, H, W]`: image, channel (red, green, blue), row from the top, column
     /// from the left.
-    pub images: Array4<u8>,
+    pub images: Pixels,
     /// Class of each image, from 0, `[N]`.
     pub labels: Array1<u16>,
 }

@@ -13,7 +13,9 @@ mod error;
 mod fit;
 mod folder;
 mod host;
+mod image_set;
 mod keras;
+mod layout;
 mod load;
 mod mix;
 mod normalize;
@@ -26,6 +28,7 @@ mod rng;
 mod stream;
 mod warp;
 
+pub use at_once::step_bytes;
 pub use cifar::{load_cifar10, load_cifar100, parse_cifar10, parse_cifar100};
 pub use decode::{RgbImage, decode};
 pub use device::{Batch, Batches, DeviceSet, resize};
@@ -33,8 +36,9 @@ pub use digits::{load_digits, parse_digits};
 pub use erase::{EraseMode, Erasure, RandomErasing, erase};
 pub use error::DataError;
 pub use fit::{CropMode, fit};
-pub use folder::{Folder, FolderOptions, OnError, list_folder};
-pub use host::{CoarseLabels, Dataset, Labelled, Skipped, ValidationFrom, split};
+pub use folder::{Folder, FolderOptions, OnError, PartLabels, list_folder};
+pub use host::{CoarseLabels, Dataset, Labelled, Pixels, Skipped, ValidationFrom, split};
+pub use image_set::{ImageBatches, ImageSet};
 pub use keras::{flip, rotate, zoom};
 pub use load::{FolderIndex, FolderProgress};
 pub use mix::{Mix, MixMode, Mixing, mix};
@@ -48,4 +52,4 @@ pub use resample::{
     pad_crop, pil_resize, resized_crop,
 };
 pub use rng::{keyed_rng, keyed_seed, permutation};
-pub use stream::{ImageBatches, ImageSet, Part, StreamBatches, StreamSet};
+pub use stream::{Part, StreamBatches, StreamSet};

@@ -5,12 +5,12 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ndarray::{Array1, Array4};
+use ndarray::{ArcArray, Axis};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::{Digest, Sha256};
 
-use crate::cache::{self, Pixels};
+use crate::cache;
 use crate::decode::decode;
 use crate::error::DataError;
 use crate::fit::fit;
@@ -102,15 +102,15 @@ impl FolderIndex {
         self.arrangement.test.len()
     }
 
-    /// The files that could not be decoded, in the order of part, class and name.
+    /// The files that are left out: those that cannot be named, and those that could not be decoded, in the order of
+    /// part, class and name.
     pub fn skipped(&self) -> Vec<Skipped> {
         let files = self.folder.files.iter().zip(&self.outcomes);
-        files
-            .filter_map(|(file, outcome)| match outcome {
-                Outcome::Pixels(_) => None,
-                Outcome::Skipped(reason) => Some(Skipped { file: file.path.clone(), reason: reason.clone() }),
-            })
-            .collect()
+        let undecoded = files.filter_map(|(file, outcome)| match outcome {
+            Outcome::Pixels(_) => None,
+            Outcome::Skipped(reason) => Some(Skipped { file: file.path.clone(), reason: reason.clone() }),
+        });
+        self.folder.unnameable.iter().cloned().chain(undecoded).collect()
     }
 
     /// SHA-256 in lower-case hexadecimal over the images' side (u32) and, of the training and then the test part,
@@ -131,11 +131,12 @@ impl Folder {
     ///
     /// # Errors
     /// When a picture cannot be decoded and that is to be an error, no picture of a class can be, nothing
-    /// would be left to train on, or the images do not fit into memory. Without threads, too.
+    /// would be left to train on, or the images do not fit into memory. Without threads, too, and once `stop` is set.
     pub fn load(
         &self,
         cache: Option<&Path>,
         threads: usize,
+        stop: &AtomicBool,
         progress: &mut dyn FnMut(FolderProgress<'_>),
     ) -> Result<Dataset, DataError> {
         let pool = pool(threads)?;
@@ -154,13 +155,13 @@ impl Folder {
             }
         }
         let bytes = self.options.image_bytes();
-        let mut images = Vec::new();
-        images.try_reserve_exact(self.len().saturating_mul(bytes)).map_err(|_| {
-            DataError::Argument(format!("{} images of {bytes} bytes do not fit into memory", self.len()))
+        let mut pixels = Vec::new();
+        pixels.try_reserve_exact(self.len().saturating_mul(bytes)).map_err(|_| {
+            DataError::Argument(format!("not enough memory for {} images of {bytes} bytes", self.len()))
         })?;
-        let decoded = self.decode_all(&pool, progress, |pixels| images.extend_from_slice(pixels))?;
+        let decoded = self.decode_all(&pool, stop, progress, |image| pixels.extend_from_slice(image))?;
         let index = FolderIndex::new(self, decoded.outcomes)?;
-        let pixels = arrange_pixels(images, &index, bytes);
+        arrange_pixels(&mut pixels, &index, bytes);
         if let Some(path) = path.filter(|_| decoded.is_final) {
             written(&path, cache::write(&path, &index, Some(&pixels)), progress);
         }
@@ -176,6 +177,7 @@ impl Folder {
         &self,
         cache: Option<&Path>,
         threads: usize,
+        stop: &AtomicBool,
         progress: &mut dyn FnMut(FolderProgress<'_>),
     ) -> Result<FolderIndex, DataError> {
         let pool = pool(threads)?;
@@ -187,7 +189,7 @@ impl Folder {
                 Err(reason) => not_used(path, &reason, progress),
             }
         }
-        let decoded = self.decode_all(&pool, progress, |_| ())?;
+        let decoded = self.decode_all(&pool, stop, progress, |_| ())?;
         let index = FolderIndex::new(self, decoded.outcomes)?;
         if let Some(path) = path.filter(|_| decoded.is_final) {
             written(&path, cache::write(&path, &index, None), progress);
@@ -199,17 +201,20 @@ impl Folder {
     fn decode_all(
         &self,
         pool: &ThreadPool,
+        stop: &AtomicBool,
         progress: &mut dyn FnMut(FolderProgress<'_>),
         mut keep: impl FnMut(&[u8]),
     ) -> Result<Decoded, DataError> {
         let bytes = self.options.image_bytes();
         let chunk = (CHUNK_BYTES / bytes).clamp(2 * pool.current_num_threads(), 1024);
-        let mut pixels = vec![0; chunk * bytes];
-        let never = AtomicBool::new(false);
+        let mut pixels = zeroed(chunk * bytes)?;
         let mut decoded = Decoded { outcomes: Vec::with_capacity(self.len()), is_final: true };
         for files in self.files.chunks(chunk) {
             let files: Vec<&PictureFile> = files.iter().collect();
-            let results = read_batch(pool, &self.root, &self.options, &files, &mut pixels, &never);
+            let results = read_batch(pool, &self.root, &self.options, &files, &mut pixels, stop);
+            if stop.load(Ordering::Relaxed) {
+                return Err(DataError::Stopped);
+            }
             for ((result, file), image) in results.into_iter().zip(files).zip(pixels.chunks_exact(bytes)) {
                 decoded.outcomes.push(match result {
                     Ok(digest) => {
@@ -231,16 +236,13 @@ impl Folder {
     }
 
     /// Whether every image has the pixels it is known to have.
-    fn verify(&self, pool: &ThreadPool, index: &FolderIndex, pixels: &Pixels) -> bool {
-        let bytes = self.options.image_bytes();
-        let is_intact = |images: &[u8], order: &[usize]| {
-            images
-                .par_chunks_exact(bytes)
-                .zip(order)
-                .all(|(image, &n)| <[u8; 32]>::from(Sha256::digest(image)) == *index.outcomes[n].digest())
-        };
+    fn verify(&self, pool: &ThreadPool, index: &FolderIndex, pixels: &[u8]) -> bool {
+        let images = pixels.par_chunks_exact(self.options.image_bytes());
         let Arrangement { train, test, .. } = &index.arrangement;
-        pool.install(|| is_intact(&pixels.train, train) && is_intact(&pixels.test, test))
+        let is_intact = |(image, &n): (&[u8], &usize)| {
+            <[u8; 32]>::from(Sha256::digest(image)) == *index.outcomes[n].digest()
+        };
+        pool.install(|| images.zip(train.par_iter().chain(test)).all(is_intact))
     }
 }
 
@@ -258,6 +260,15 @@ fn written(path: &Path, result: std::io::Result<()>, progress: &mut dyn FnMut(Fo
     if let Err(error) = result {
         progress(FolderProgress::Note(&format!("cannot write the cache {}: {error}", path.display())));
     }
+}
+
+/// So many bytes, or an error where the system has none left: a process is not ended for it.
+pub(crate) fn zeroed(len: usize) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    let reserved = bytes.try_reserve_exact(len);
+    reserved.map_err(|_| DataError::Argument(format!("not enough memory for {len} bytes of pictures")))?;
+    bytes.resize(len, 0);
+    Ok(bytes)
 }
 
 /// Threads to decode on.
@@ -320,7 +331,7 @@ fn read_image(path: &Path, options: &FolderOptions, image: &mut [u8]) -> Result<
 
 /// The decoded images, now in the order of their files, in that of the parts; in place, because they may be
 /// most of what memory holds.
-fn arrange_pixels(mut images: Vec<u8>, index: &FolderIndex, bytes: usize) -> Pixels {
+fn arrange_pixels(images: &mut [u8], index: &FolderIndex, bytes: usize) {
     let mut place_of_file = vec![0; index.outcomes.len()];
     let decoded = index.outcomes.iter().enumerate().filter(|(_, o)| matches!(o, Outcome::Pixels(_)));
     for (place, (file, _)) in decoded.enumerate() {
@@ -345,24 +356,24 @@ fn arrange_pixels(mut images: Vec<u8>, index: &FolderIndex, bytes: usize) -> Pix
         images[to * bytes..(to + 1) * bytes].copy_from_slice(&first);
         source[to] = to;
     }
-    let test = images.split_off(train.len() * bytes);
-    Pixels { train: images, test }
 }
 
-fn dataset(index: &FolderIndex, pixels: Pixels) -> Result<Dataset, DataError> {
-    let folder = &index.folder;
+/// The data set of pixels that are in the order of the parts, which have them in common.
+fn dataset(index: &FolderIndex, pixels: Vec<u8>) -> Result<Dataset, DataError> {
+    let FolderIndex { folder, arrangement: Arrangement { train, test, .. }, .. } = index;
     let side = folder.options.side as usize;
-    let part = |order: &[usize], pixels: Vec<u8>| {
-        let images = Array4::from_shape_vec((order.len(), 3, side, side), pixels)
-            .map_err(|error| DataError::Argument(error.to_string()))?;
-        let labels = order.iter().map(|&n| folder.files[n].label).collect::<Array1<u16>>();
-        Ok::<_, DataError>(Labelled { images, labels })
+    let images = ArcArray::from_shape_vec((train.len() + test.len(), 3, side, side), pixels)
+        .map_err(|error| DataError::Argument(error.to_string()))?;
+    let part = |order: &[usize], first: usize| {
+        let mut images = images.clone();
+        images.slice_axis_inplace(Axis(0), (first..first + order.len()).into());
+        Labelled { images, labels: order.iter().map(|&n| folder.files[n].label).collect() }
     };
     Ok(Dataset {
         name: folder.root.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         class_names: folder.class_names.clone(),
-        train: part(&index.arrangement.train, pixels.train)?,
-        test: part(&index.arrangement.test, pixels.test)?,
+        train: part(train, 0),
+        test: part(test, train.len()),
         coarse: None,
         validation: index.validation(),
         skipped: index.skipped(),

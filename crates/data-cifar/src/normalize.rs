@@ -1,6 +1,6 @@
 //! Bytes to floats: per-channel mean and standard deviation.
 
-use ndarray::Axis;
+use ndarray::{ArrayView4, Axis};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::DataError;
@@ -18,18 +18,6 @@ pub struct ChannelStats {
 impl ChannelStats {
     /// x/255 and nothing else.
     pub const UNIT: Self = Self { mean: [0.0; 3], std: [255.0; 3] };
-
-    /// From the sums of the bytes and of their squares over `count` pixels, at least one, of each channel. A
-    /// standard deviation below 1e-7 becomes 1e-7.
-    pub fn from_sums(sums: [u64; 3], squares: [u64; 3], count: u64) -> Self {
-        let mut stats = Self { mean: [0.0; 3], std: [0.0; 3] };
-        for (channel, (sum, squares)) in sums.into_iter().zip(squares).enumerate() {
-            let variance = u128::from(count) * u128::from(squares) - u128::from(sum) * u128::from(sum); // times count²
-            stats.mean[channel] = sum as f64 / count as f64;
-            stats.std[channel] = ((variance as f64).sqrt() / count as f64).max(1e-7);
-        }
-        stats
-    }
 
     /// (x/255 − mean)/std: `mean` and `std` on the scale 0 to 1, on which they are usually published.
     pub fn from_unit_scale(mean: [f64; 3], std: [f64; 3]) -> Self {
@@ -51,15 +39,45 @@ pub fn channel_stats(set: &Labelled) -> Result<ChannelStats, DataError> {
             "channel statistics need images of shape [N, 3, H, W], N at least 1, not {shape:?}"
         )));
     }
-    let (mut sums, mut squares, mut count) = ([0; 3], [0; 3], 0);
-    for (channel, pixels) in set.images.axis_iter(Axis(1)).enumerate() {
-        count = pixels.len() as u64;
-        for &pixel in pixels {
-            sums[channel] += u64::from(pixel);
-            squares[channel] += u64::from(pixel) * u64::from(pixel);
+    let mut sums = Sums::default();
+    sums.add(set.images.view());
+    sums.stats()
+}
+
+/// Sums of the bytes of each channel and of their squares, and over how many pixels.
+#[derive(Debug, Default)]
+pub(crate) struct Sums {
+    sums: [u64; 3],
+    squares: [u64; 3],
+    count: u64,
+}
+
+impl Sums {
+    /// Adds images `[N, 3, H, W]`.
+    pub(crate) fn add(&mut self, images: ArrayView4<'_, u8>) {
+        self.count += images.len() as u64 / 3;
+        for (channel, pixels) in images.axis_iter(Axis(1)).enumerate().take(3) {
+            for &pixel in pixels {
+                self.sums[channel] += u64::from(pixel);
+                self.squares[channel] += u64::from(pixel) * u64::from(pixel);
+            }
         }
     }
-    Ok(ChannelStats::from_sums(sums, squares, count))
+
+    /// Population mean and standard deviation; one below 1e-7 becomes 1e-7.
+    pub(crate) fn stats(&self) -> Result<ChannelStats, DataError> {
+        let Self { sums, squares, count } = *self;
+        if count == 0 {
+            return Err(DataError::Argument("channel statistics need one image at least".into()));
+        }
+        let mut stats = ChannelStats { mean: [0.0; 3], std: [0.0; 3] };
+        for (channel, (sum, squares)) in sums.into_iter().zip(squares).enumerate() {
+            let variance = u128::from(count) * u128::from(squares) - u128::from(sum) * u128::from(sum); // times count²
+            stats.mean[channel] = sum as f64 / count as f64;
+            stats.std[channel] = ((variance as f64).sqrt() / count as f64).max(1e-7);
+        }
+        Ok(stats)
+    }
 }
 
 /// [`ChannelStats`] on a device, ready for batches.
@@ -108,7 +126,7 @@ impl Normalizer {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array1, Array4};
+    use ndarray::{ArcArray, Array1};
 
     use super::*;
 
@@ -119,8 +137,11 @@ mod tests {
     /// Two images of 1×2 pixels: red 0, 2 and 4, 6; green 255 throughout; blue 0, 0 and 0, 255.
     fn small() -> Labelled {
         Labelled {
-            images: Array4::from_shape_vec((2, 3, 1, 2), vec![0, 2, 255, 255, 0, 0, 4, 6, 255, 255, 0, 255])
-                .unwrap(),
+            images: ArcArray::from_shape_vec(
+                (2, 3, 1, 2),
+                vec![0, 2, 255, 255, 0, 0, 4, 6, 255, 255, 0, 255],
+            )
+            .unwrap(),
             labels: Array1::zeros(2),
         }
     }
@@ -139,7 +160,7 @@ mod tests {
     #[test]
     fn statistics_of_nothing_are_an_error() {
         for shape in [(0, 3, 2, 2), (2, 1, 2, 2), (2, 3, 0, 2)] {
-            let set = Labelled { images: Array4::zeros(shape), labels: Array1::zeros(shape.0) };
+            let set = Labelled { images: ArcArray::zeros(shape), labels: Array1::zeros(shape.0) };
             let message = channel_stats(&set).unwrap_err().to_string();
             assert!(
                 message.contains(&format!("[{}, {}, {}, {}]", shape.0, shape.1, shape.2, shape.3)),

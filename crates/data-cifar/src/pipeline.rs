@@ -7,6 +7,7 @@ use crate::at_once::{self, in_slices};
 use crate::device::{Batch, resize, upload};
 use crate::erase::{RandomErasing, erase};
 use crate::error::DataError;
+use crate::image_set::{ImageBatches, ImageSet};
 use crate::keras::{flip, rotate, zoom};
 use crate::normalize::Normalizer;
 use crate::ops::{Filter, Op, apply_ops};
@@ -15,7 +16,6 @@ use crate::resample::{
     RandomResizedCrop, center_crop, crop, crop_offset, mirrored_resized_crop, pad_crop, pil_resize,
 };
 use crate::rng::{chance, keyed_rng, uniform};
-use crate::stream::{ImageBatches, ImageSet};
 
 /// What is random about training images. The order is that of [`Pipeline::augmented`].
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -197,7 +197,8 @@ impl Pipeline {
     /// The training batches of an epoch from number `first` on: the images of `order`, augmented as by
     /// [`Pipeline::augmented`]. A batch is the same wherever one starts.
     ///
-    /// Several small batches are augmented at once, which takes less time and gives the same images.
+    /// Several small batches are augmented at once, which takes less time and gives the same images; of a batch that is
+    /// stored large, a few images at a time.
     ///
     /// # Errors
     /// Those of [`ImageSet::batches`], or an augmentation with numbers out of range.

@@ -1,5 +1,4 @@
-//! Batches of a folder that does not fit into memory, decoded ahead of their use, and one type for both kinds of
-//! set.
+//! Batches of a folder that does not fit into memory, decoded ahead of their use.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,10 +10,10 @@ use rayon::ThreadPool;
 use tch::{Device, Kind, Tensor};
 
 use crate::at_once;
-use crate::device::{Batch, Batches, DeviceSet, check_order};
+use crate::device::{Batch, check_order};
 use crate::error::DataError;
-use crate::folder::{FolderOptions, PictureFile};
-use crate::load::{FolderIndex, pool, read_batch};
+use crate::folder::{FolderOptions, PartLabels, PictureFile};
+use crate::load::{FolderIndex, pool, read_batch, zeroed};
 
 /// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,7 +26,7 @@ pub enum Part {
 
 /// One part of a folder whose images are decoded each time they are asked for.
 ///
-/// Its batches are those of a [`DeviceSet`] of the same part, in content and order, for any number of threads.
+/// Its batches are those of a [`DeviceSet`](crate::DeviceSet) of the same part, in content and order, for any number of threads.
 #[derive(Debug)]
 pub struct StreamSet {
     source: Arc<Source>,
@@ -47,9 +46,9 @@ struct Source {
 }
 
 impl FolderIndex {
-    /// The class of each image of a part.
-    pub fn labels(&self, part: Part) -> Vec<u16> {
-        self.order(part).iter().map(|&file| self.folder.files[file].label).collect()
+    /// The class of each image.
+    pub fn labels(&self) -> PartLabels {
+        self.folder.labels(&self.arrangement)
     }
 
     /// A part's images, as indices of the folder's files.
@@ -88,10 +87,10 @@ impl Source {
     /// The batch of these images, pinned where it is for a GPU.
     fn read(&self, order: &[i64], device: Device, stop: &AtomicBool) -> Result<HostBatch, DataError> {
         let files: Vec<&PictureFile> = order.iter().map(|&image| &self.files[image as usize]).collect();
-        let mut pixels = vec![0; files.len() * self.options.image_bytes()];
+        let mut pixels = zeroed(files.len() * self.options.image_bytes())?;
         let results = read_batch(&self.pool, &self.root, &self.options, &files, &mut pixels, stop);
         if stop.load(Ordering::Relaxed) {
-            return Err(DataError::Argument("the batches are no longer wanted".into()));
+            return Err(DataError::Stopped);
         }
         for (result, &image) in results.into_iter().zip(order) {
             if result? != self.digests[image as usize] {
@@ -147,6 +146,16 @@ impl StreamSet {
     /// `true` without images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Pixels of an image.
+    pub(crate) fn image_pixels(&self) -> usize {
+        self.source.options.image_bytes() / 3
+    }
+
+    /// How many images are decoded at the same time.
+    pub(crate) fn threads(&self) -> usize {
+        self.source.pool.current_num_threads()
     }
 
     /// The device of the batches.
@@ -288,96 +297,3 @@ impl Drop for StreamBatches {
         }
     }
 }
-
-/// Images and labels to train or evaluate on, wherever they are kept.
-#[derive(Debug)]
-pub enum ImageSet {
-    /// All on the device.
-    Resident(DeviceSet),
-    /// Decoded batch by batch.
-    Streamed(StreamSet),
-}
-
-impl ImageSet {
-    /// The number of images.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Resident(set) => set.len(),
-            Self::Streamed(set) => set.len(),
-        }
-    }
-
-    /// `true` without images.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Pixels of an image as it is stored.
-    pub(crate) fn image_pixels(&self) -> usize {
-        match self {
-            Self::Resident(set) => set.images.size()[2..].iter().product::<i64>() as usize,
-            Self::Streamed(set) => set.source.options.image_bytes() / 3,
-        }
-    }
-
-    /// The device of the batches.
-    pub fn device(&self) -> Device {
-        match self {
-            Self::Resident(set) => set.images.device(),
-            Self::Streamed(set) => set.device(),
-        }
-    }
-
-    /// The images of `order` in batches of `batch_size`; the last one holds what is left.
-    ///
-    /// # Errors
-    /// Those of [`DeviceSet::batches`] and [`StreamSet::batches`].
-    pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<ImageBatches<'_>, DataError> {
-        self.batches_from(order, batch_size, 0)
-    }
-
-    /// As [`ImageSet::batches`], from batch number `first` on, numbered as if the others had been there.
-    ///
-    /// # Errors
-    /// Those of [`ImageSet::batches`].
-    pub fn batches_from(
-        &self,
-        order: &[i64],
-        batch_size: usize,
-        first: usize,
-    ) -> Result<ImageBatches<'_>, DataError> {
-        Ok(match self {
-            Self::Resident(set) => ImageBatches::Resident(set.batches_from(order, batch_size, first)?),
-            Self::Streamed(set) => ImageBatches::Streamed(set.batches_from(order, batch_size, first)?),
-        })
-    }
-}
-
-/// The batches of one pass over an [`ImageSet`].
-#[derive(Debug)]
-pub enum ImageBatches<'a> {
-    /// Cut out of a [`DeviceSet`].
-    Resident(Batches<'a>),
-    /// Received from a [`StreamSet`].
-    Streamed(StreamBatches),
-}
-
-impl Iterator for ImageBatches<'_> {
-    type Item = Result<Batch, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match self {
-            Self::Resident(batches) => batches.next(),
-            Self::Streamed(batches) => batches.next(),
-        }
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        match self {
-            Self::Resident(batches) => batches.size_hint(),
-            Self::Streamed(batches) => batches.size_hint(),
-        }
-    }
-}
-
-impl ExactSizeIterator for ImageBatches<'_> {}

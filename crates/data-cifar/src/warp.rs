@@ -269,37 +269,49 @@ fn weights(distance: &Tensor, filter: Filter) -> Result<Tensor, DataError> {
 /// Takes for each pixel the one it falls into, as PIL does in fixed-point numbers with 16 bits after the point.
 /// (Beyond 32,768 pixels PIL adds up doubles instead, which may round to another pixel.)
 pub(crate) fn nearest(images: &Tensor, warps: &[Warp]) -> Result<(), DataError> {
-    let (n, _, height, width) = images.size4()?;
-    let pixels = height * width;
-    let device = images.device();
-    let mut places = Vec::with_capacity(warps.len() * 2 * (width + height) as usize);
+    let source = images.f_detach_copy()?;
+    in_parts(images, |part, which, first_row| {
+        let source = source.f_narrow(0, which.start as i64, which.len() as i64)?;
+        nearest_rows(&source, &warps[which], first_row, part)
+    })
+}
+
+/// [`nearest`] of whole images `source`, of the rows from one on into `out` `[n, 3, R, W]`.
+fn nearest_rows(source: &Tensor, warps: &[Warp], first_row: i64, out: &Tensor) -> Result<(), DataError> {
+    let (n, _, height, width) = source.size4()?;
+    let rows = out.size()[2];
+    let (pixels, device) = (rows * width, source.device());
+    let mut places = Vec::with_capacity(warps.len() * 2 * (width + rows) as usize);
     for warp in warps {
         let [a, b, c, d, e, f] = warp.matrix;
         if b == 0.0 && d == 0.0 {
             // PIL adds up doubles for matrices that only scale and move.
             places.extend(steps(c + a * 0.5, a).take(width as usize));
-            places.extend(std::iter::repeat_n(0, (height + width) as usize));
-            places.extend(steps(f + e * 0.5, e).take(height as usize));
+            places.extend(std::iter::repeat_n(0, (rows + width) as usize));
+            places.extend(steps(f + e * 0.5, e).skip(first_row as usize).take(rows as usize));
         } else {
             for [x, y, constant] in [[a, b, c], [d, e, f]] {
                 let start = fixed(constant + x * 0.5 + y * 0.5);
                 places.extend((0..width).map(|column| column.wrapping_mul(fixed(x))));
-                places.extend((0..height).map(|row| row.wrapping_mul(fixed(y)).wrapping_add(start)));
+                let rows = first_row..first_row + rows;
+                places.extend(rows.map(|row| row.wrapping_mul(fixed(y)).wrapping_add(start)));
             }
         }
     }
-    let places = upload(&places, device)?.f_view([n, 2, width + height])?;
-    let columns = places.f_narrow(2, 0, width)?.f_view([n, 2, 1, width])?;
-    let rows = places.f_narrow(2, width, height)?.f_view([n, 2, height, 1])?;
-    let place = columns.f_add(&rows)?.f_divide_scalar_mode(ONE as i64, "floor")?; // [n, 2, H, W]
+    let places = upload(&places, device)?.f_view([n, 2, width + rows])?;
+    let across = places.f_narrow(2, 0, width)?.f_view([n, 2, 1, width])?;
+    let down = places.f_narrow(2, width, rows)?.f_view([n, 2, rows, 1])?;
+    let place = across.f_add(&down)?.f_divide_scalar_mode(ONE as i64, "floor")?; // [n, 2, R, W]
     let sizes = upload(&[width, height], device)?.f_view([2, 1, 1])?;
     let inside = place.f_ge(0)?.f_logical_and(&place.f_lt_tensor(&sizes)?)?.f_all_dim(1, true)?;
     let mut index = place.f_select(1, 1)?.f_mul_scalar(width)?.f_add(&place.f_select(1, 0)?)?;
-    let index = index.f_clamp_(0, pixels - 1)?.f_view([n, 1, pixels])?.f_expand([n, 3, pixels], false)?;
+    let index = index.f_clamp_(0, height * width - 1)?.f_view([n, 1, pixels])?;
+    let index = index.f_expand([n, 3, pixels], false)?;
     let fill: Vec<u8> = warps.iter().flat_map(|warp| warp.fill).collect();
     let fill = upload(&fill, device)?.f_view([n, 3, 1, 1])?;
-    let taken = images.f_view([n, 3, pixels])?.f_gather(2, &index, false)?.f_view([n, 3, height, width])?;
-    images.shallow_clone().f_copy_(&taken.f_where_self(&inside, &fill)?)?;
+    let taken = source.f_view([n, 3, height * width])?.f_gather(2, &index, false)?;
+    let taken = taken.f_view([n, 3, rows, width])?;
+    out.shallow_clone().f_copy_(&taken.f_where_self(&inside, &fill)?)?;
     Ok(())
 }
 

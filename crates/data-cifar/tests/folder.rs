@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use data_cifar::{
@@ -17,6 +18,9 @@ use safetensors::{Dtype, SafeTensors};
 use tch::Device;
 use tempfile::TempDir;
 use torch_ext::test_devices;
+
+/// Nobody stops a test.
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 fn options() -> FolderOptions {
     FolderOptions {
@@ -61,17 +65,17 @@ fn small() -> TempDir {
 }
 
 fn list(root: &Path, options: &FolderOptions) -> Folder {
-    list_folder(root, options).unwrap()
+    list_folder(root, options, None).unwrap()
 }
 
 fn load(root: &Path, options: &FolderOptions) -> Dataset {
-    list(root, options).load(None, 2, &mut |_| ()).unwrap()
+    list(root, options).load(None, 2, &NEVER, &mut |_| ()).unwrap()
 }
 
 /// What was loaded, and every note on the way; whether anything was decoded.
 fn load_cached(folder: &Folder, cache: &Path) -> (Dataset, Vec<String>, bool) {
     let (mut notes, mut decoded) = (Vec::new(), false);
-    let data = folder.load(Some(cache), 2, &mut |progress| match progress {
+    let data = folder.load(Some(cache), 2, &NEVER, &mut |progress| match progress {
         FolderProgress::Note(note) => notes.push(note.to_owned()),
         FolderProgress::Decoded { .. } => decoded = true,
     });
@@ -79,7 +83,8 @@ fn load_cached(folder: &Folder, cache: &Path) -> (Dataset, Vec<String>, bool) {
 }
 
 fn refused(root: &Path, options: &FolderOptions, parts: &[&str]) {
-    let result = list_folder(root, options).and_then(|folder| folder.load(None, 2, &mut |_| ()));
+    let result =
+        list_folder(root, options, None).and_then(|folder| folder.load(None, 2, &NEVER, &mut |_| ()));
     let message = result.unwrap_err().to_string();
     for part in parts {
         assert!(message.contains(part), "{message}");
@@ -140,7 +145,8 @@ fn the_test_part_is_cut_off_in_proportion() {
         &["90 images", "none would be left"],
     );
     for test_fraction in [1.0, -0.1, f64::NAN] {
-        let message = list_folder(root.path(), &FolderOptions { test_fraction, ..options() }).unwrap_err();
+        let message =
+            list_folder(root.path(), &FolderOptions { test_fraction, ..options() }, None).unwrap_err();
         assert!(message.to_string().contains("test_fraction must be from 0 to below 1"), "{message}");
     }
 }
@@ -163,7 +169,7 @@ fn order_and_digest_depend_on_nothing_but_names_and_pixels() {
     let again = load(other.path(), &options());
     assert_eq!((&again.train, &again.sha256), (&data.train, &data.sha256));
     for threads in [1, 3, 7] {
-        assert_eq!(list(root.path(), &options()).load(None, threads, &mut |_| ()).unwrap(), data);
+        assert_eq!(list(root.path(), &options()).load(None, threads, &NEVER, &mut |_| ()).unwrap(), data);
     }
     // A label, a pixel or the cut changes the digest.
     assert_ne!(load(root.path(), &FolderOptions { test_fraction: 0.04, ..options() }).sha256, data.sha256);
@@ -189,11 +195,8 @@ fn train_val_and_test_folders() {
         let alone = TempDir::new().unwrap();
         write_classes(alone.path(), &[6, 4], 0);
         assert_eq!(images(&data.train)[..10], images(&load(alone.path(), &options()).train));
-        refused(
-            root.path(),
-            &FolderOptions { test_fraction: 0.2, ..options() },
-            &["test_fraction must be 0 or absent, not 0.2"],
-        );
+        // A share to cut off is for folders without a test part.
+        assert_eq!(load(root.path(), &FolderOptions { test_fraction: 0.2, ..options() }), data);
     }
     // Without test, some training images are cut off for it, and none of val.
     let root = TempDir::new().unwrap();
@@ -251,7 +254,8 @@ fn damaged_files_are_named_and_skipped_or_fatal() {
     assert_eq!((data.train, data.test, data.sha256), (expected.train, expected.test, expected.sha256));
     for threads in [1, 2, 8] {
         let fatal = FolderOptions { on_error: OnError::Fail, ..options() };
-        let error = list(root.path(), &fatal).load(None, threads, &mut |_| ()).unwrap_err().to_string();
+        let error =
+            list(root.path(), &fatal).load(None, threads, &NEVER, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("ant/004.png: truncated"), "{error}");
     }
     for entry in fs::read_dir(root.path().join("bee")).unwrap() {
@@ -276,17 +280,34 @@ fn layouts_that_make_no_sense_are_errors() {
         refused(root.path(), &options(), parts);
     };
     check(&["ant/1.png"], &[], &["only one class directory, ant"]);
-    check(&["ant/1.png", "bee/1.png"], &["cat"], &["cat: is a class without pictures"]);
+    check(&["ant/1.png", "bee/1.png"], &["cat"], &["classes without pictures: cat;"]);
     check(
         &["train/a/1.png", "train/b/1.png", "test/c/1.png"],
         &[],
-        &["test/c: is a class that the training part"],
+        &["test: holds c that the training part has not; the classes are a, b"],
     );
-    check(&["train/a/1.png", "train/b/1.png"], &["train/c"], &["train/c: is a class without pictures"]);
+    check(&["train/a/1.png", "train/b/1.png"], &["train/c"], &["train: holds classes without pictures: c;"]);
     check(&["train/a/1.png", "train/b/1.png", "extra/1.png"], &[], &["holds train and also extra"]);
-    check(&["val/a/1.png", "test/a/1.png"], &[], &["holds val and no train"]);
-    check(&["train/a/1.png", "val/a/1.png", "valid/a/1.png"], &[], &["holds both val and valid"]);
+    check(&["val/a/1.png", "test/a/1.png"], &[], &["val: is there and no train"]);
+    check(
+        &["train/a/1.png", "val/a/1.png", "valid/a/1.png"],
+        &[],
+        &["holds both val and valid, which are the same part"],
+    );
     check(&["train/1.png", "test/1.png"], &[], &["train: holds no class directories"]);
+    check(&["seg_train/a/1.png", "seg_test/a/1.png", "seg_pred/1.png"], &[], &["also seg_pred"]);
+    check(&["Train/a/1.png", "train/b/1.png"], &[], &["holds both Train and train"]);
+    check(
+        &["ant/1.heic", "ant/2.heic", "bee/1.png"],
+        &[],
+        &["pictures: ant (2 heic passed over); read are JPEG"],
+    );
+    check(&["caf\u{e9}/1.png", "cafe\u{301}/1.png"], &[], &["look the same", r"caf\u{e9}", r"cafe\u{301}"]);
+    check(
+        &["train/caf\u{e9}/1.png", "train/b/1.png", "test/cafe\u{301}/1.png"],
+        &[],
+        &[r#""cafe\u{301}" (not the same as "caf\u{e9}")"#],
+    );
     let root = small();
     refused(&root.path().join("ant/000.png"), &options(), &["000.png"]);
     refused(root.path(), &FolderOptions { side: 0, ..options() }, &["1 to 4096 pixels, not 0"]);
@@ -295,13 +316,147 @@ fn layouts_that_make_no_sense_are_errors() {
         &FolderOptions { filter: Filter::Nearest, ..options() },
         &["bilinear or the bicubic"],
     );
-    let message = list(root.path(), &options()).load(None, 0, &mut |_| ()).unwrap_err().to_string();
+    let message = list(root.path(), &options()).load(None, 0, &NEVER, &mut |_| ()).unwrap_err().to_string();
     assert!(message.contains("at least 1 thread, not 0"), "{message}");
     // A class may have a part's name.
     let root = TempDir::new().unwrap();
     write(&root.path().join("bus/1.png"), 1);
     write(&root.path().join("train/1.png"), 2);
     assert_eq!(load(root.path(), &options()).class_names, ["bus", "train"]);
+}
+
+/// The number of training, validation and test pictures, and the notes.
+fn parts(folder: &Folder) -> ([usize; 3], &[String]) {
+    let labels = folder.expected_labels().unwrap();
+    let validation = labels.validation;
+    ([labels.train.len() - validation, validation, labels.test.len()], folder.notes())
+}
+
+#[test]
+fn parts_are_known_by_the_names_people_give_them() {
+    for [train, validation, test] in [
+        ["Train", "Val", "Test"],
+        ["TRAIN", "VAL", "TEST"],
+        ["Training", "Validation", "Testing"],
+        ["training_set", "val_set", "test_set"],
+        ["train2017", "val2017", "test2017"],
+        ["train", "eval", "test"],
+        ["seg_train/seg_train", "seg_val", "seg_test/seg_test"],
+    ] {
+        let root = TempDir::new().unwrap();
+        write_classes(&root.path().join(train), &[6, 4], 0);
+        write_classes(&root.path().join(test), &[2, 3], 100);
+        let two = list(root.path(), &options());
+        assert_eq!((two.class_names().len(), parts(&two).0), (2, [10, 0, 5]), "{train}");
+        write_classes(&root.path().join(validation), &[1, 2], 200);
+        let three = list(root.path(), &options());
+        assert_eq!((three.class_names().len(), parts(&three).0), (2, [10, 3, 5]), "{train}");
+    }
+}
+
+#[test]
+fn directories_without_labelled_pictures_are_no_part_and_are_named() {
+    let root = TempDir::new().unwrap();
+    write_classes(&root.path().join("train"), &[12, 8], 0);
+    // Pictures to be submitted to a competition, empty classes, and formats that are not read.
+    write(&root.path().join("test/1.png"), 1);
+    fs::create_dir_all(root.path().join("val/ant")).unwrap();
+    fs::create_dir_all(root.path().join("val/bee")).unwrap();
+    fs::write(root.path().join("val/bee/1.heic"), "x").unwrap();
+    let folder = list(root.path(), &FolderOptions { test_fraction: 0.2, ..options() });
+    let (counts, notes) = parts(&folder);
+    assert_eq!(counts, [16, 0, 4]);
+    assert!(notes[0].contains("val/ holds no picture in its classes (1 heic passed over)"), "{notes:?}");
+    assert!(notes[1].contains("test/ holds pictures without class directories"), "{notes:?}");
+    assert!(!folder.has_test());
+}
+
+#[test]
+fn classes_that_look_like_parts_are_asked_about() {
+    let root = TempDir::new().unwrap();
+    for part in ["first", "second"] {
+        write_classes(&root.path().join(part), &[3, 3], 0);
+    }
+    let folder = list(root.path(), &options());
+    assert_eq!(folder.class_names(), ["first", "second"]);
+    assert!(folder.notes()[0].contains("all hold the same folders (ant, bee)"), "{:?}", folder.notes());
+    // Not so where a class merely has folders in it.
+    write(&root.path().join("second/cat/1.png"), 9);
+    assert_eq!(list(root.path(), &options()).notes(), [""; 0]);
+}
+
+#[test]
+fn what_systems_leave_is_no_class_and_no_picture() {
+    let root = small();
+    for name in
+        ["@eaDir/x/SYNOPHOTO_THUMB_M.jpg", "ant/@eaDir/000.png/T.jpg", "#recycle/1.png", "lost+found/x"]
+    {
+        write(&root.path().join(name), 1);
+    }
+    fs::create_dir(root.path().join("System Volume Information")).unwrap();
+    let folder = list(root.path(), &options());
+    assert_eq!((folder.class_names().len(), folder.len()), (3, 25));
+    assert_eq!((folder.ignored()["folder @eaDir"], folder.ignored()["folder #recycle"]), (2, 1));
+}
+
+#[test]
+fn a_test_part_of_a_small_folder_has_one_picture() {
+    for n in 2..6 {
+        let root = TempDir::new().unwrap();
+        write_classes(root.path(), &[n, 1], 0);
+        let folder = list(root.path(), &FolderOptions { test_fraction: 0.1, ..options() });
+        assert_eq!(parts(&folder).0, [n as usize, 0, 1]);
+    }
+}
+
+#[test]
+fn a_folder_is_labelled_for_classes_that_are_known() {
+    let root = TempDir::new().unwrap();
+    write_classes(&root.path().join("test"), &[0, 2, 3], 0);
+    let known = ["elk", "cat", "bee"].map(str::to_owned);
+    let folder = list_folder(root.path(), &options(), Some(&known)).unwrap();
+    let mut labels = folder.expected_labels().unwrap().test;
+    labels.sort_unstable();
+    assert_eq!((labels, folder.class_names()), (vec![1, 1, 1, 2, 2], &known[..]));
+    let loaded = folder.load(None, 2, &NEVER, &mut |_| ()).unwrap();
+    assert_eq!((loaded.train.len(), loaded.test.len(), loaded.class_names), (0, 5, known.to_vec()));
+    write(&root.path().join("test/dog/1.png"), 1);
+    write(&root.path().join("test/Elk/1.png"), 1);
+    let error = list_folder(root.path(), &options(), Some(&known)).unwrap_err().to_string();
+    assert!(
+        error.contains(
+            r#"holds "Elk" (not the same as "elk"), dog that the network knows not; the classes are"#
+        ),
+        "{error}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_are_not_utf8_are_left_out_by_name() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let root = small();
+    let odd = |name: &[u8]| root.path().join("ant").join(OsStr::from_bytes(name));
+    write(&odd(b"._caf\xe9.png"), 1);
+    write(&odd(b"caf\xe9.txt.bmp"), 1);
+    fs::write(odd(b"caf\xe9.txt"), "x").unwrap();
+    let folder = list(root.path(), &options());
+    assert_eq!((folder.len(), folder.ignored()["hidden"], folder.ignored()["txt"]), (25, 1, 1));
+    let skipped = load(root.path(), &options()).skipped;
+    assert_eq!(skipped.len(), 1);
+    assert!(skipped[0].file.starts_with("ant/caf") && skipped[0].reason.contains("not UTF-8"), "{skipped:?}");
+    refused(root.path(), &FolderOptions { on_error: OnError::Fail, ..options() }, &["ant/caf", "not UTF-8"]);
+}
+
+#[test]
+fn decoding_can_be_stopped() {
+    let (root, cache) = (small(), TempDir::new().unwrap());
+    let stopped = AtomicBool::new(true);
+    let folder = list(root.path(), &options());
+    assert!(matches!(folder.load(Some(cache.path()), 2, &stopped, &mut |_| ()), Err(DataError::Stopped)));
+    assert!(matches!(folder.index(Some(cache.path()), 2, &stopped, &mut |_| ()), Err(DataError::Stopped)));
+    assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
 }
 
 #[cfg(unix)]
@@ -329,7 +484,7 @@ fn a_cache_is_used_until_something_changes() {
     let with_test = FolderOptions { test_fraction: 0.24, ..options() };
     let (fresh, notes, decoded) = load_cached(&list(root.path(), &with_test), cache.path());
     assert_eq!((notes.len(), decoded, fresh.skipped.len()), (0, true, 1));
-    assert_eq!(fresh, list(root.path(), &with_test).load(None, 1, &mut |_| ()).unwrap());
+    assert_eq!(fresh, list(root.path(), &with_test).load(None, 1, &NEVER, &mut |_| ()).unwrap());
     let (cached, notes, decoded) = load_cached(&list(root.path(), &with_test), cache.path());
     assert_eq!((cached, notes.len(), decoded), (fresh.clone(), 0, false));
     // Other options have another file.
@@ -420,9 +575,9 @@ proptest! {
             let bytes = [true, false].map(|with_images| {
                 let cache = TempDir::new().unwrap();
                 if with_images {
-                    folder.load(Some(cache.path()), 1, &mut |_| ()).unwrap();
+                    folder.load(Some(cache.path()), 1, &NEVER, &mut |_| ()).unwrap();
                 } else {
-                    folder.index(Some(cache.path()), 1, &mut |_| ()).unwrap();
+                    folder.index(Some(cache.path()), 1, &NEVER, &mut |_| ()).unwrap();
                 }
                 fs::read(only_file(cache.path())).unwrap()
             });
@@ -443,17 +598,17 @@ proptest! {
         let mut count = |progress: FolderProgress<'_>| notes += usize::from(matches!(progress, FolderProgress::Note(_)));
         // To learn the file's name.
         if with_images {
-            folder.load(Some(cache.path()), 1, &mut count).unwrap();
+            folder.load(Some(cache.path()), 1, &NEVER, &mut count).unwrap();
         } else {
-            folder.index(Some(cache.path()), 1, &mut count).unwrap();
+            folder.index(Some(cache.path()), 1, &NEVER, &mut count).unwrap();
         }
         fs::write(only_file(cache.path()), &damaged).unwrap();
         let (sha256, skipped) = if with_images {
-            let loaded = folder.load(Some(cache.path()), 1, &mut count).unwrap();
+            let loaded = folder.load(Some(cache.path()), 1, &NEVER, &mut count).unwrap();
             prop_assert_eq!(&loaded, data);
             (loaded.sha256, loaded.skipped)
         } else {
-            let index = folder.index(Some(cache.path()), 1, &mut count).unwrap();
+            let index = folder.index(Some(cache.path()), 1, &NEVER, &mut count).unwrap();
             prop_assert_eq!((index.train_len(), index.test_len()), (5, 0));
             (index.sha256().to_owned(), index.skipped())
         };
@@ -485,11 +640,11 @@ fn streaming_is_loading() {
     write_classes(&root.path().join("test"), &[4, 3, 5], 600);
     fs::write(root.path().join("train/bee/broken.jpg"), "x").unwrap();
     let folder = list(root.path(), &options());
-    let data = folder.load(None, 2, &mut |_| ()).unwrap();
+    let data = folder.load(None, 2, &NEVER, &mut |_| ()).unwrap();
     let mut decoded = 0;
     for opening in 0..2 {
         let index = folder
-            .index(Some(cache.path()), 2, &mut |progress| match progress {
+            .index(Some(cache.path()), 2, &NEVER, &mut |progress| match progress {
                 FolderProgress::Decoded { done, total } => {
                     assert!(done <= total);
                     decoded = done;
@@ -529,7 +684,7 @@ fn streaming_is_loading() {
 #[test]
 fn a_stream_can_be_left_at_any_time() {
     let root = small();
-    let index = list(root.path(), &options()).index(None, 2, &mut |_| ()).unwrap();
+    let index = list(root.path(), &options()).index(None, 2, &NEVER, &mut |_| ()).unwrap();
     let set = index.stream(Part::Train, Device::Cpu, 2, 1).unwrap();
     let order: Vec<i64> = (0..25).cycle().take(2500).collect();
     for taken in [0, 1, 3] {
@@ -561,7 +716,7 @@ fn a_file_that_changes_under_a_stream_is_named() {
         (|file| write(file, 7777), "no longer those"),
     ] {
         let root = small();
-        let index = list(root.path(), &options()).index(None, 2, &mut |_| ()).unwrap();
+        let index = list(root.path(), &options()).index(None, 2, &NEVER, &mut |_| ()).unwrap();
         let set = index.stream(Part::Train, Device::Cpu, 2, 2).unwrap();
         change(&root.path().join("cat/005.png"));
         let order: Vec<i64> = (0..25).collect();

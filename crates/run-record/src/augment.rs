@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::{RecipeError, check, show};
+use crate::recipe::{Faults, show};
 
 /// What happens to training images, in the order of the fields, where nothing else is said. What is absent
 /// does not happen. Fields are named as timm's options where timm has the operation.
@@ -137,66 +137,77 @@ pub enum MixMode {
 
 impl AugmentRecipe {
     /// Checks ranges and what goes together; `image_size` is the recipe's.
-    pub(crate) fn validate(&self, image_size: i64) -> Result<(), RecipeError> {
+    pub(crate) fn check(&self, image_size: i64, faults: &mut Faults) {
         let share = |x: f64| (0.0..=1.0).contains(&x);
         let probability = "a probability, 0 to 1";
         let repeats = self.aug_repeats.unwrap_or(1);
-        check("augment.aug_repeats", repeats, (1..=1000).contains(&repeats), "1 to 1000")?;
+        faults.check("augment.aug_repeats", repeats, (1..=1000).contains(&repeats), "1 to 1000");
 
         let cuts = [self.crop_from.is_some(), self.padding.is_some(), self.scale.is_some()];
         let several = cuts.iter().filter(|cut| **cut).count() > 1;
-        check("augment", "crop_from, padding and scale", !several, "at most one of them")?;
-        together(
+        faults.check("augment", "crop_from, padding and scale", !several, "at most one of them");
+        faults.together(
             "augment.crop_from",
             &[self.crop_from.is_some(), self.crop_offset.is_some()],
             "goes with crop_offset, both or neither",
-        )?;
-        let crop = self.crop_from.unwrap_or(image_size);
-        check("augment.crop_from", crop, (image_size..=1024).contains(&crop), "data.image_size to 1024")?;
+        );
+        if let Some(crop) = self.crop_from {
+            let holds = (image_size..=1024).contains(&crop);
+            faults.check("augment.crop_from", crop, holds, "data.image_size to 1024");
+        }
         let padding = self.padding.unwrap_or(1);
-        check("augment.padding", padding, (1..=512).contains(&padding), "1 to 512 pixels")?;
+        faults.check("augment.padding", padding, (1..=512).contains(&padding), "1 to 512 pixels");
         let resized_crop = [self.scale.is_some(), self.ratio.is_some(), self.train_interpolation.is_some()];
-        together("augment.scale", &resized_crop, "goes with ratio and train_interpolation, all or none")?;
+        faults.together(
+            "augment.scale",
+            &resized_crop,
+            "goes with ratio and train_interpolation, all or none",
+        );
         let scale = self.scale.unwrap_or([1.0; 2]);
         let rises = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high.is_finite();
-        check(
+        faults.check(
             "augment.scale",
             show(scale),
             rises(scale) && scale[1] <= 1.0,
             "two rising shares above 0, up to 1",
-        )?;
+        );
         let ratio = self.ratio.unwrap_or([1.0; 2]);
-        check("augment.ratio", show(ratio), rises(ratio), "two rising numbers above 0")?;
+        faults.check("augment.ratio", show(ratio), rises(ratio), "two rising numbers above 0");
 
-        check("augment.hflip", self.hflip, share(self.hflip), probability)?;
+        faults.check("augment.hflip", self.hflip, share(self.hflip), probability);
         let vflip = self.vflip.unwrap_or_default();
-        check("augment.vflip", vflip, share(vflip), probability)?;
+        faults.check("augment.vflip", vflip, share(vflip), probability);
         let only_with = self.aa_first.is_none() || self.aa.is_some();
-        check("augment.aa_first", self.aa_first.unwrap_or_default(), only_with, "only goes with augment.aa")?;
+        faults.check(
+            "augment.aa_first",
+            self.aa_first.unwrap_or_default(),
+            only_with,
+            "only goes with augment.aa",
+        );
         let jitter = self.color_jitter.unwrap_or_default();
         let positive = jitter.iter().all(|x| x.is_finite() && *x >= 0.0) && jitter[3] <= 0.5;
-        check(
+        faults.check(
             "augment.color_jitter",
             show(jitter),
             positive,
             "four numbers of 0 or more, the last up to 0.5",
-        )?;
+        );
         let rotation = self.rotation_degrees.unwrap_or(1.0);
-        check(
+        faults.check(
             "augment.rotation_degrees",
             rotation,
             rotation > 0.0 && rotation <= 180.0,
             "above 0, up to 180",
-        )?;
+        );
         let zoom = self.zoom.unwrap_or(0.5);
-        check("augment.zoom", zoom, zoom > 0.0 && zoom < 1.0, "above 0, below 1")?;
+        faults.check("augment.zoom", zoom, zoom > 0.0 && zoom < 1.0, "above 0, below 1");
 
         let erasing = [self.reprob.is_some(), self.remode.is_some(), self.recount.is_some()];
-        together("augment.reprob", &erasing, "goes with remode and recount, all or none")?;
+        faults.together("augment.reprob", &erasing, "goes with remode and recount, all or none");
         let reprob = self.reprob.unwrap_or_default();
-        check("augment.reprob", reprob, share(reprob), probability)?;
+        faults.check("augment.reprob", reprob, share(reprob), probability);
         let recount = self.recount.unwrap_or(1);
-        check("augment.recount", recount, (1..=100).contains(&recount), "1 to 100")?;
+        faults.check("augment.recount", recount, (1..=100).contains(&recount), "1 to 100");
 
         let mixing = [
             self.mixup.is_some(),
@@ -208,40 +219,39 @@ impl AugmentRecipe {
         ];
         let others =
             "goes with cutmix, mixup_prob, mixup_switch_prob, mixup_mode and mixup_off_epoch, all or none";
-        together("augment.mixup", &mixing, others)?;
+        faults.together("augment.mixup", &mixing, others);
         for (field, alpha) in [("augment.mixup", self.mixup), ("augment.cutmix", self.cutmix)] {
             let alpha = alpha.unwrap_or_default();
-            check(field, alpha, alpha == 0.0 || (1e-3..=1e3).contains(&alpha), "0, or 0.001 to 1000")?;
+            faults.check(field, alpha, alpha == 0.0 || (1e-3..=1e3).contains(&alpha), "0, or 0.001 to 1000");
         }
         let minmax = self.cutmix_minmax.unwrap_or([1.0; 2]);
         let holds =
             rises(minmax) && minmax[1] <= 1.0 && (self.cutmix_minmax.is_none() || self.cutmix.is_some());
-        check(
+        faults.check(
             "augment.cutmix_minmax",
             show(minmax),
             holds,
             "two rising shares above 0, up to 1, beside cutmix",
-        )?;
+        );
         for (field, p) in
             [("augment.mixup_prob", self.mixup_prob), ("augment.mixup_switch_prob", self.mixup_switch_prob)]
         {
             let p = p.unwrap_or_default();
-            check(field, p, share(p), probability)?;
+            faults.check(field, p, share(p), probability);
         }
-        Ok(())
     }
-}
-
-/// Fields that only mean something together are all there or all absent.
-fn together(field: &'static str, given: &[bool], expected: &'static str) -> Result<(), RecipeError> {
-    let count = given.iter().filter(|given| **given).count();
-    let value = format!("{count} of {} keys", given.len());
-    check(field, value, count == 0 || count == given.len(), expected)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The fields that are wrong for images of 32 pixels.
+    fn wrong(recipe: &AugmentRecipe) -> Vec<&'static str> {
+        let mut faults = Faults::default();
+        recipe.check(32, &mut faults);
+        faults.0.into_iter().map(|fault| fault.field).collect()
+    }
 
     #[test]
     fn the_papers_pipeline_is_in_order() {
@@ -263,14 +273,14 @@ mod tests {
             mixup_off_epoch = 175
         "#;
         let recipe: AugmentRecipe = toml::from_str(text).unwrap();
-        assert_eq!(recipe.validate(32), Ok(()));
+        assert_eq!(wrong(&recipe), [""; 0]);
         assert_eq!(toml::from_str::<AugmentRecipe>(&toml::to_string(&recipe).unwrap()).unwrap(), recipe);
     }
 
     #[test]
     fn values_out_of_range_and_halves_of_a_group_are_named() {
         let base = AugmentRecipe { hflip: 0.5, ..AugmentRecipe::default() };
-        assert_eq!(base.validate(32), Ok(()));
+        assert_eq!(wrong(&base), [""; 0]);
         type Spoil = fn(&mut AugmentRecipe);
         let cases: [(&str, Spoil); 20] = [
             ("augment.hflip", |a| a.hflip = 1.5),
@@ -312,7 +322,7 @@ mod tests {
         for (number, (field, spoil)) in cases.into_iter().enumerate() {
             let mut recipe = base.clone();
             spoil(&mut recipe);
-            assert_eq!(recipe.validate(32).unwrap_err().field, field, "case {number}");
+            assert_eq!(wrong(&recipe), [field], "case {number}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::{RecipeError, check, show};
+use crate::recipe::{Faults, show};
 
 /// The data sets a recipe may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,60 +149,84 @@ pub enum ValidationFrom {
 
 impl DataRecipe {
     /// Checks ranges and what goes together; `dataset` and `folder` are the recipe's.
-    pub(crate) fn validate(
-        &self,
-        dataset: DatasetName,
-        folder: Option<&FolderRecipe>,
-    ) -> Result<(), RecipeError> {
+    pub(crate) fn check(&self, dataset: DatasetName, folder: Option<&FolderRecipe>, faults: &mut Faults) {
         let fraction = |x: f64| (0.0..1.0).contains(&x);
-        check("data.image_size", self.image_size, (1..=1024).contains(&self.image_size), "1 to 1024 pixels")?;
+        faults.check(
+            "data.image_size",
+            self.image_size,
+            (1..=1024).contains(&self.image_size),
+            "1 to 1024 pixels",
+        );
         match (self.normalize, self.mean, self.std) {
             (Normalize::Fixed, Some(mean), Some(std)) => {
-                check("data.mean", show(mean), mean.iter().all(|m| m.is_finite()), "three finite numbers")?;
-                let positive = std.iter().all(|s| s.is_finite() && *s > 0.0);
-                check("data.std", show(std), positive, "three numbers above 0")?;
+                let scaled = mean.iter().all(|m| (0.0..=1.0).contains(m));
+                let expected = "three numbers on the scale 0 to 1; of the scale 0 to 255, divide by 255";
+                faults.check("data.mean", show(mean), scaled, expected);
+                let scaled = std.iter().all(|s| *s > 0.0 && *s <= 1.0);
+                let expected = "three numbers above 0, up to 1; of the scale 0 to 255, divide by 255";
+                faults.check("data.std", show(std), scaled, expected);
             }
             (Normalize::Fixed, ..) => {
-                check("data.normalize", "\"fixed\"", false, "needs data.mean and data.std beside it")?;
+                faults.check("data.normalize", "\"fixed\"", false, "needs data.mean and data.std beside it");
             }
             (_, None, None) => {}
             (_, mean, _) => {
                 let field = if mean.is_some() { "data.mean" } else { "data.std" };
-                check(field, show(mean.or(self.std)), false, "only goes with data.normalize = \"fixed\"")?;
+                faults.check(
+                    field,
+                    show(mean.or(self.std)),
+                    false,
+                    "only goes with data.normalize = \"fixed\"",
+                );
             }
         }
         let crop_pct = self.crop_pct.unwrap_or(1.0);
-        check("data.crop_pct", crop_pct, crop_pct > 0.1 && crop_pct <= 1.0, "above 0.1, up to 1")?;
+        faults.check("data.crop_pct", crop_pct, crop_pct > 0.1 && crop_pct <= 1.0, "above 0.1, up to 1");
         let beside = self.crop_pct.is_none() || self.interpolation.is_some();
-        check("data.crop_pct", crop_pct, beside, "only goes with data.interpolation")?;
+        faults.check("data.crop_pct", crop_pct, beside, "only goes with data.interpolation");
         let held_out = (self.validation_count, self.validation_fraction);
         if self.validation_from == ValidationFrom::Folder {
             let is_folder = dataset == DatasetName::Folder;
-            check("data.validation_from", "folder", is_folder, "only goes with dataset = \"folder\"")?;
+            faults.check("data.validation_from", "folder", is_folder, "only goes with dataset = \"folder\"");
             let absent = held_out == (None, None);
-            check(
+            faults.check(
                 "data.validation_from",
                 "folder",
                 absent,
                 "decides how many images are held out by itself",
-            )?;
+            );
         } else if let (None, Some(share)) = held_out {
-            check("data.validation_fraction", share, share > 0.0 && fraction(share), "above 0, below 1")?;
+            faults.check(
+                "data.validation_fraction",
+                share,
+                share > 0.0 && fraction(share),
+                "above 0, below 1",
+            );
         } else {
             let count = self.validation_count.unwrap_or_default();
-            check("data.validation_count", count, count > 0, "at least 1, or data.validation_fraction")?;
+            faults.check(
+                "data.validation_count",
+                count,
+                count > 0,
+                "at least 1, or data.validation_fraction",
+            );
             let one = self.validation_fraction.is_none();
-            check("data.validation_count", count, one, "not beside data.validation_fraction")?;
+            faults.check("data.validation_count", count, one, "not beside data.validation_fraction");
         }
         let is_folder = dataset == DatasetName::Folder;
         let given = if folder.is_some() { "given" } else { "absent" };
         let fits = is_folder == folder.is_some();
-        check("folder", given, fits, "goes with dataset = \"folder\", and with no other")?;
+        faults.check("folder", given, fits, "goes with dataset = \"folder\", and with no other");
         if let Some(&FolderRecipe { stored_size, test_fraction, .. }) = folder {
-            check("folder.stored_size", stored_size, (1..=2048).contains(&stored_size), "1 to 2048 pixels")?;
+            faults.check(
+                "folder.stored_size",
+                stored_size,
+                (1..=2048).contains(&stored_size),
+                "1 to 2048 pixels",
+            );
             let share = test_fraction.unwrap_or(0.5);
-            check("folder.test_fraction", share, share > 0.0 && fraction(share), "above 0, below 1")?;
+            let expected = "above 0, below 1; leave the key out to cut none off";
+            faults.check("folder.test_fraction", share, share > 0.0 && fraction(share), expected);
         }
-        Ok(())
     }
 }

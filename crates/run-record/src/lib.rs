@@ -26,12 +26,12 @@ pub use data::{
 pub use disk::{cache_dir, check_writable, remove_partial_files, write_atomically};
 pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerName, OptimizerRecipe, RollbackRecipe, Schedule};
 pub use recipe::{
-    Estimate, FieldValue, InitialWeights, Loss, ModelChoice, Recipe, RecipeError, Reference, Select,
-    TrainRecipe,
+    Estimate, FieldValue, InitialWeights, Loss, ModelChoice, Recipe, RecipeError, RecipeErrors, Reference,
+    Select, TrainRecipe,
 };
 pub use record::{
-    DEVICE_FAILED, EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING,
-    STATUS_STOPPED,
+    DEVICE_FAILED, EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_FAILED,
+    STATUS_RUNNING, STATUS_STOPPED,
 };
 pub use summary::SummaryRow;
-pub use words::{complaint, duration, visible, visible_lines};
+pub use words::{complaint, duration, first_few, visible, visible_lines};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::{RecipeError, check};
+use crate::recipe::{Faults, RecipeError};
 
 /// The optimisers a recipe may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,45 +138,46 @@ impl OptimizerRecipe {
         without("optimizer.scale_decay_by_lr", given.scale_decay_by_lr)?;
         without("optimizer.nesterov", given.nesterov)?;
         if let Algorithm::Sgd { momentum: 0.0, nesterov: true } = algorithm {
-            check("optimizer.nesterov", true, false, "Nesterov's step needs a momentum above 0")?;
+            return fault("optimizer.nesterov", true, "Nesterov's step needs a momentum above 0");
         }
         Ok(algorithm)
     }
 
-    pub(crate) fn validate(&self) -> Result<(), RecipeError> {
+    pub(crate) fn check(&self, faults: &mut Faults) {
         let Self { lr, weight_decay, .. } = *self;
-        check("optimizer.lr", lr, lr.is_finite() && lr > 0.0, "a finite number above 0")?;
+        faults.check("optimizer.lr", lr, lr.is_finite() && lr > 0.0, "a finite number above 0");
         let holds = weight_decay.is_finite() && weight_decay >= 0.0;
-        check("optimizer.weight_decay", weight_decay, holds, "a finite number, 0 or more")?;
+        faults.check("optimizer.weight_decay", weight_decay, holds, "a finite number, 0 or more");
         if let Some(decay) = self.layer_decay {
-            check("optimizer.layer_decay", decay, decay > 0.0 && decay <= 1.0, "above 0, at most 1")?;
+            let holds = decay > 0.0 && decay <= 1.0;
+            faults.check("optimizer.layer_decay", decay, holds, "above 0, at most 1");
         }
-        self.algorithm().map(drop)
+        faults.0.extend(self.algorithm().err());
     }
 }
 
+fn fault<T>(field: &'static str, value: impl fmt::Display, expected: &'static str) -> Result<T, RecipeError> {
+    Err(RecipeError { field, value: value.to_string(), expected })
+}
+
 fn need<T>(field: &'static str, value: Option<T>) -> Result<T, RecipeError> {
-    let missing =
-        || RecipeError { field, value: "(missing)".to_owned(), expected: "this optimizer needs it" };
-    value.ok_or_else(missing)
+    value.map_or_else(|| fault(field, "(missing)", "this optimizer needs it"), Ok)
 }
 
 /// Refuses what the optimiser has no use for.
 fn without(field: &'static str, left: Option<impl fmt::Display>) -> Result<(), RecipeError> {
     let expected = "this optimizer has no such constant; leave it out";
-    left.map_or(Ok(()), |value| check(field, value, false, expected))
+    left.map_or(Ok(()), |value| fault(field, value, expected))
 }
 
 fn share(field: &'static str, value: Option<f64>) -> Result<f64, RecipeError> {
     let value = need(field, value)?;
-    check(field, value, (0.0..1.0).contains(&value), "0 or more, below 1")?;
-    Ok(value)
+    if (0.0..1.0).contains(&value) { Ok(value) } else { fault(field, value, "0 or more, below 1") }
 }
 
 fn positive(field: &'static str, value: Option<f64>) -> Result<f64, RecipeError> {
     let value = need(field, value)?;
-    check(field, value, value.is_finite() && value > 0.0, "a finite number above 0")?;
-    Ok(value)
+    if value.is_finite() && value > 0.0 { Ok(value) } else { fault(field, value, "a finite number above 0") }
 }
 
 /// How the learning rate moves over a run. Warm-ups and ends count from the run's first step.
@@ -245,19 +246,36 @@ pub enum Anneal {
 }
 
 impl Schedule {
-    pub(crate) fn validate(&self, epochs: u32) -> Result<(), RecipeError> {
+    /// The name in recipes.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Constant {} => "constant",
+            Self::WarmupCosine { .. } => "warmup_cosine",
+            Self::Cosine { .. } => "cosine",
+            Self::PiecewiseLinear { .. } => "piecewise_linear",
+            Self::OneCycle { .. } => "one_cycle",
+            Self::HarmonicWarmupCosine { .. } => "harmonic_warmup_cosine",
+        }
+    }
+
+    pub(crate) fn check(&self, epochs: u32, faults: &mut Faults) {
         let finite = |x: f64| x.is_finite() && x >= 0.0;
         let within = "at most train.epochs";
         match self {
-            Self::Constant {} => Ok(()),
+            Self::Constant {} => {}
             Self::WarmupCosine { warmup, .. } => {
-                check("schedule.warmup", warmup, (0.0..1.0).contains(warmup), "0 or more, below 1")
+                faults.check("schedule.warmup", warmup, (0.0..1.0).contains(warmup), "0 or more, below 1")
             }
             Self::Cosine { min_lr, warmup_lr, warmup_epochs, cooldown_epochs, .. } => {
-                check("schedule.min_lr", min_lr, finite(*min_lr), "a finite number, 0 or more")?;
-                check("schedule.warmup_lr", warmup_lr, finite(*warmup_lr), "a finite number, 0 or more")?;
-                check("schedule.warmup_epochs", warmup_epochs, *warmup_epochs <= epochs, within)?;
-                check(
+                faults.check("schedule.min_lr", min_lr, finite(*min_lr), "a finite number, 0 or more");
+                faults.check(
+                    "schedule.warmup_lr",
+                    warmup_lr,
+                    finite(*warmup_lr),
+                    "a finite number, 0 or more",
+                );
+                faults.check("schedule.warmup_epochs", warmup_epochs, *warmup_epochs <= epochs, within);
+                faults.check(
                     "schedule.cooldown_epochs",
                     cooldown_epochs,
                     *cooldown_epochs < epochs,
@@ -271,19 +289,23 @@ impl Schedule {
                 let holds = !points.is_empty() && ascending && numbers;
                 let expected =
                     "one or more pairs [epoch, factor], numbers of 0 or more, the epochs ascending";
-                check("schedule.points", shown(), holds, expected)
+                faults.check("schedule.points", shown(), holds, expected)
             }
             Self::OneCycle { pct_start, div_factor, final_div_factor, .. } => {
-                check("schedule.pct_start", pct_start, (0.0..=1.0).contains(pct_start), "0 to 1")?;
+                faults.check("schedule.pct_start", pct_start, (0.0..=1.0).contains(pct_start), "0 to 1");
                 for (field, factor) in
                     [("schedule.div_factor", div_factor), ("schedule.final_div_factor", final_div_factor)]
                 {
-                    check(field, factor, factor.is_finite() && *factor >= 1.0, "a finite number, 1 or more")?;
+                    faults.check(
+                        field,
+                        factor,
+                        factor.is_finite() && *factor >= 1.0,
+                        "a finite number, 1 or more",
+                    );
                 }
-                Ok(())
             }
             Self::HarmonicWarmupCosine { warmup_epochs } => {
-                check("schedule.warmup_epochs", warmup_epochs, *warmup_epochs <= epochs, within)
+                faults.check("schedule.warmup_epochs", warmup_epochs, *warmup_epochs <= epochs, within)
             }
         }
     }
@@ -331,7 +353,10 @@ mod tests {
     }
 
     fn refusal(recipe: &OptimizerRecipe) -> String {
-        recipe.validate().unwrap_err().to_string()
+        let mut faults = Faults::default();
+        recipe.check(&mut faults);
+        let [fault] = faults.0.as_slice() else { panic!("{faults:?}") };
+        fault.to_string()
     }
 
     #[test]
@@ -378,7 +403,11 @@ mod tests {
 
     #[test]
     fn schedules_are_read_by_name_and_have_ranges() {
-        let read = |text: &str| toml::from_str::<Schedule>(text).map(|schedule| schedule.validate(10));
+        let read = |text: &str| {
+            let mut faults = Faults::default();
+            toml::from_str::<Schedule>(text).map(|schedule| schedule.check(10, &mut faults))?;
+            Ok::<_, toml::de::Error>(faults.0.into_iter().map(|fault| fault.field).collect::<Vec<_>>())
+        };
         let one_cycle = "name = \"one_cycle\"\npct_start = 0.3\ndiv_factor = 25.0\nfinal_div_factor = 1e4\n";
         for good in [
             "name = \"constant\"",
@@ -388,7 +417,7 @@ mod tests {
             &format!("{one_cycle}anneal_strategy = \"cos\""),
             "name = \"cosine\"\nmin_lr = 1e-5\nwarmup_lr = 1e-6\nwarmup_epochs = 5\ncooldown_epochs = 2\non_updates = true",
         ] {
-            assert_eq!(read(good), Ok(Ok(())), "{good}");
+            assert_eq!(read(good), Ok(Vec::new()), "{good}");
         }
         for (bad, field) in [
             ("name = \"piecewise_linear\"\npoints = [[4, 1], [2, 0]]", "schedule.points"),
@@ -396,8 +425,7 @@ mod tests {
             ("name = \"harmonic_warmup_cosine\"\nwarmup_epochs = 11", "schedule.warmup_epochs"),
             ("name = \"warmup_cosine\"\nwarmup = 1.0", "schedule.warmup"),
         ] {
-            let message = read(bad).unwrap().unwrap_err().to_string();
-            assert!(message.starts_with(field), "{message}");
+            assert_eq!(read(bad), Ok(vec![field]), "{bad}");
         }
         assert!(read("name = \"constant\"\nwarmup = 1").is_err());
     }

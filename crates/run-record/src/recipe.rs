@@ -252,11 +252,16 @@ pub struct RecipeError {
     pub expected: &'static str,
 }
 
+/// All values of a recipe that are out of their ranges; one at least.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct RecipeErrors(pub Vec<RecipeError>);
+
 impl Recipe {
     /// Reads a recipe and checks its ranges.
     ///
     /// # Errors
-    /// What is wrong, in one line that names the line of the text or the key.
+    /// What is wrong, in one line that names the line of the text or the keys.
     pub fn parse(text: &str) -> Result<Self, String> {
         let recipe: Self = toml::from_str(text).map_err(|error| {
             let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -273,55 +278,69 @@ impl Recipe {
     /// is checked where those are known.
     ///
     /// # Errors
-    /// The first value out of range, with the range.
-    pub fn validate(&self) -> Result<(), RecipeError> {
+    /// All values out of range, with their ranges.
+    pub fn validate(&self) -> Result<(), RecipeErrors> {
+        let mut faults = Faults::default();
+        self.check(&mut faults);
+        if faults.0.is_empty() { Ok(()) } else { Err(RecipeErrors(faults.0)) }
+    }
+
+    fn check(&self, faults: &mut Faults) {
         let Self { data, train, optimizer, .. } = self;
         let non_negative = |x: f64| x.is_finite() && x >= 0.0;
         let fraction = |x: f64| (0.0..1.0).contains(&x);
-        data.validate(self.dataset, self.folder.as_ref())?;
-        self.augment.validate(data.image_size)?;
-        check("train.epochs", train.epochs, (1..=100_000).contains(&train.epochs), "1 to 100000")?;
-        check("train.batch_size", train.batch_size, (1..=65_536).contains(&train.batch_size), "1 to 65536")?;
+        data.check(self.dataset, self.folder.as_ref(), faults);
+        self.augment.check(data.image_size, faults);
+        let some_epochs = (1..=100_000).contains(&train.epochs);
+        faults.check("train.epochs", train.epochs, some_epochs, "1 to 100000");
+        faults.check(
+            "train.batch_size",
+            train.batch_size,
+            (1..=65_536).contains(&train.batch_size),
+            "1 to 65536",
+        );
         let smoothing = train.label_smoothing;
-        check("train.label_smoothing", smoothing, fraction(smoothing), "0 or more, below 1")?;
+        faults.check("train.label_smoothing", smoothing, fraction(smoothing), "0 or more, below 1");
         let bce = train.loss == Some(Loss::Bce);
         if let Some(threshold) = train.bce_target_thresh {
-            check("train.bce_target_thresh", threshold, fraction(threshold), "0 or more, below 1")?;
+            faults.check("train.bce_target_thresh", threshold, fraction(threshold), "0 or more, below 1");
         }
         for (field, given) in [
             ("train.bce_sum", train.bce_sum.is_some()),
             ("train.bce_target_thresh", train.bce_target_thresh.is_some()),
         ] {
-            check(field, "(given)", bce || !given, "it is for train.loss = \"bce\" only")?;
+            faults.check(field, "(given)", bce || !given, "it is for train.loss = \"bce\" only");
         }
         if let Some(parts) = train.accumulate {
-            check(
+            faults.check(
                 "train.accumulate",
                 parts,
                 (1..=train.batch_size).contains(&parts),
                 "1 to train.batch_size",
-            )?;
+            );
         }
         if let Some(norm) = train.clip_grad {
-            check("train.clip_grad", norm, norm.is_finite() && norm > 0.0, "a finite number above 0")?;
+            faults.check("train.clip_grad", norm, norm.is_finite() && norm > 0.0, "a finite number above 0");
         }
         if let Some(epochs) = train.patience {
-            check("train.patience", epochs, epochs > 0, "1 or more")?;
+            faults.check("train.patience", epochs, epochs > 0, "1 or more");
         }
-        optimizer.validate()?;
-        self.schedule.validate(train.epochs)?;
+        optimizer.check(faults);
+        if some_epochs {
+            self.schedule.check(train.epochs, faults);
+        }
         if let Some(EmaRecipe { decay, .. }) = self.ema {
-            check("ema.decay", decay, fraction(decay), "0 or more, below 1")?;
+            faults.check("ema.decay", decay, fraction(decay), "0 or more, below 1");
         }
         if let Some(RollbackRecipe { times, lr_factor }) = self.rollback {
-            check("rollback.times", times, times > 0, "1 or more")?;
+            faults.check("rollback.times", times, times > 0, "1 or more");
             let holds = lr_factor > 0.0 && lr_factor <= 1.0;
-            check("rollback.lr_factor", lr_factor, holds, "above 0, at most 1")?;
+            faults.check("rollback.lr_factor", lr_factor, holds, "above 0, at most 1");
         }
         if let Some(InitialWeights { sha256, .. }) = &self.initial_weights {
             let digits = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
             let holds = sha256.len() == 64 && sha256.bytes().all(digits);
-            check("initial_weights.sha256", sha256, holds, "64 hexadecimal digits in lower case")?;
+            faults.check("initial_weights.sha256", sha256, holds, "64 hexadecimal digits in lower case");
         }
         let Self { reference, estimate, .. } = self;
         for (field, value) in [
@@ -329,10 +348,10 @@ impl Recipe {
             ("reference.test_top5", reference.as_ref().and_then(|reference| reference.test_top5)),
         ] {
             let share = value.unwrap_or_default();
-            check(field, share, (0.0..=1.0).contains(&share), "a share from 0 to 1, not a percentage")?;
+            faults.check(field, share, (0.0..=1.0).contains(&share), "a share from 0 to 1, not a percentage");
         }
         let minutes = estimate.as_ref().and_then(|estimate| estimate.cpu_minutes).unwrap_or_default();
-        check("estimate.cpu_minutes", minutes, non_negative(minutes), "a finite number, 0 or more")
+        faults.check("estimate.cpu_minutes", minutes, non_negative(minutes), "a finite number, 0 or more");
     }
 
     /// The recipe without its published numbers, its forecast and the place of its initial weights: what
@@ -350,13 +369,30 @@ pub(crate) fn show(value: impl fmt::Debug) -> String {
     format!("{value:?}")
 }
 
-pub(crate) fn check(
-    field: &'static str,
-    value: impl fmt::Display,
-    holds: bool,
-    expected: &'static str,
-) -> Result<(), RecipeError> {
-    if holds { Ok(()) } else { Err(RecipeError { field, value: value.to_string(), expected }) }
+/// What is wrong with a recipe, as far as it was checked.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(pub Vec<RecipeError>);
+
+impl Faults {
+    /// Notes a value unless it holds.
+    pub fn check(
+        &mut self,
+        field: &'static str,
+        value: impl fmt::Display,
+        holds: bool,
+        expected: &'static str,
+    ) {
+        if !holds {
+            self.0.push(RecipeError { field, value: value.to_string(), expected });
+        }
+    }
+
+    /// Fields that only mean something together are all there or all absent.
+    pub fn together(&mut self, field: &'static str, given: &[bool], expected: &'static str) {
+        let count = given.iter().filter(|given| **given).count();
+        let value = format!("{count} of {} keys", given.len());
+        self.check(field, value, count == 0 || count == given.len(), expected);
+    }
 }
 
 #[cfg(test)]
@@ -474,8 +510,27 @@ name = "constant"
         for (field, spoil) in cases {
             let mut recipe = example();
             spoil(&mut recipe);
-            assert_eq!(recipe.validate().unwrap_err().field, field);
+            assert_eq!(recipe.validate().unwrap_err().0[0].field, field);
         }
+        // All at once, and nothing that only follows from another mistake.
+        let mut recipe = example();
+        (recipe.train.epochs, recipe.data.image_size, recipe.augment.hflip) = (0, 4000, 7.0);
+        recipe.schedule = Schedule::HarmonicWarmupCosine { warmup_epochs: 5 };
+        let fields: Vec<_> = recipe.validate().unwrap_err().0.into_iter().map(|fault| fault.field).collect();
+        assert_eq!(fields, ["data.image_size", "augment.hflip", "train.epochs"]);
+    }
+
+    #[test]
+    fn statistics_are_on_the_scale_of_1() {
+        let mut recipe = example();
+        recipe.data.normalize = Normalize::Fixed;
+        (recipe.data.mean, recipe.data.std) = (Some([0.485, 0.456, 0.406]), Some([0.229, 0.224, 0.225]));
+        assert_eq!(recipe.validate(), Ok(()));
+        (recipe.data.mean, recipe.data.std) =
+            (Some([123.675, 116.28, 103.53]), Some([58.395, 57.12, 57.375]));
+        let message = recipe.validate().unwrap_err().to_string();
+        assert!(message.contains("data.mean = [123.675, 116.28, 103.53]: three numbers on the scale 0 to 1"));
+        assert!(message.contains("; data.std = ") && message.contains("divide by 255"), "{message}");
     }
 
     #[test]

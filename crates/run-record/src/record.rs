@@ -14,6 +14,9 @@ pub const STATUS_RUNNING: &str = "running";
 /// [`ResultRow::status`] of a run that was asked to stop, and can go on.
 pub const STATUS_STOPPED: &str = "stopped";
 
+/// How [`ResultRow::status`] of a run that failed begins; the reason follows.
+pub const STATUS_FAILED: &str = "failed: ";
+
 /// What the error of a device that can be used for no network begins with, in [`ResultRow::status`] too.
 pub const DEVICE_FAILED: &str = "the device cannot be used";
 
@@ -129,7 +132,7 @@ pub struct ResultRow {
 impl ResultRow {
     /// Whether the run failed because its device can be used for no network.
     pub fn device_failed(&self) -> bool {
-        self.status.strip_prefix("failed: ").is_some_and(|error| error.starts_with(DEVICE_FAILED))
+        self.status.strip_prefix(STATUS_FAILED).is_some_and(|error| error.starts_with(DEVICE_FAILED))
     }
 
     /// The columns of `results.csv`, in order.

@@ -19,10 +19,20 @@ pub fn complaint(text: &str) -> String {
         .lines()
         .take_while(|line| !line.starts_with("Usage:"))
         .map(str::trim)
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .collect();
     let said = said.join(" ");
     format!("{}; --help tells more", said.strip_prefix("error: ").unwrap_or(&said))
+}
+
+/// The first names of a list and how many more there are: `a, b, c, d, e and 3 more`.
+pub fn first_few(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// A line of text in which nothing acts on the terminal it is printed on: control characters, line breaks and what
@@ -93,6 +103,18 @@ mod tests {
         let text = "error: the following required arguments were not provided:\n  --preset <PRESET>\n\nUsage: x\n\nFor more\n";
         let line = "the following required arguments were not provided: --preset <PRESET>; --help tells more";
         assert_eq!(complaint(text), line);
+        let text = "error: invalid value '0' for '--count <COUNT>': expected 1 to 9\n\nFor more information, try '--help'.\n";
+        let line = "invalid value '0' for '--count <COUNT>': expected 1 to 9; --help tells more";
+        assert_eq!(complaint(text), line);
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let names = |n: usize| (0..n).map(|n| n.to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            [0, 1, 5, 6].map(|n| first_few(&names(n))),
+            ["", "0", "0, 1, 2, 3, 4", "0, 1, 2, 3, 4 and 1 more"]
+        );
     }
 
     #[test]

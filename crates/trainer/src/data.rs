@@ -1,23 +1,79 @@
-//! A recipe's data: where it is read and how it is split.
+//! A recipe's data: found and divided first, decoded later.
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 
 use data_cifar::{
-    ChannelStats, Dataset, DeviceSet, FolderIndex, FolderOptions, FolderProgress, ImageSet, Skipped,
-    channel_stats, list_folder,
+    ChannelStats, DataError, Dataset, Folder, FolderIndex, FolderOptions, FolderProgress, ImageSet,
+    PartLabels, Skipped, list_folder,
 };
-use run_record::{DataRecipe, DatasetName, FolderRecipe, Normalize, Recipe, ValidationFrom};
-use tch::{Device, Kind};
+use run_record::{DataRecipe, DatasetName, FolderRecipe, Normalize, Recipe, ValidationFrom, first_few};
+use serde::Serialize;
+use tch::Device;
 
+use crate::Error;
 use crate::presentation::filter;
-use crate::{Error, environment};
+use crate::signals::Stop;
 
 /// Decoded batches that wait for the network.
 const PREFETCH: usize = 4;
 
-/// A recipe's data set, read or indexed, and split; not yet on a device.
+/// What a data set is wanted for.
+#[derive(Debug, Clone, Copy)]
+pub enum Purpose<'a> {
+    /// To learn its classes.
+    Training,
+    /// To measure a network that knows these classes.
+    Evaluation(&'a [String]),
+}
+
+/// A data set that was found and divided. The pictures of a folder are not opened yet, everything else is read.
+#[derive(Debug)]
+pub struct Listing {
+    /// The data set.
+    pub name: String,
+    /// Name of each class, in label order.
+    pub class_names: Vec<String>,
+    /// How the images are divided.
+    pub parts: Parts,
+    /// What is worth saying of how they were.
+    pub notes: Vec<String>,
+    contents: Unread,
+}
+
+#[derive(Debug)]
+enum Unread {
+    Read(Arc<Dataset>),
+    Pictures(Box<Folder>),
+}
+
+/// How a data set's images are divided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parts {
+    /// Positions of the images to learn from.
+    pub train: Range<usize>,
+    /// Positions of the images held out of the same set.
+    pub validation: Range<usize>,
+    /// The class of every image.
+    pub labels: PartLabels,
+}
+
+/// How many images of a class each part has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClassCounts {
+    /// The class.
+    pub name: String,
+    /// Images to train on.
+    pub train: usize,
+    /// Images held out.
+    pub validation: usize,
+    /// Images to test on.
+    pub test: usize,
+}
+
+/// A recipe's data set, read or indexed, and divided; not yet on a device.
 #[derive(Debug)]
 pub struct Source {
     /// The data set.
@@ -28,63 +84,79 @@ pub struct Source {
     pub sha256: String,
     /// Files of a folder that were left out.
     pub skipped: Vec<Skipped>,
-    /// Positions of the images to learn from.
-    pub train: Range<usize>,
-    /// Positions of the images held out of the same set.
-    pub validation: Range<usize>,
+    /// Whether the data set itself says which images are for testing.
+    pub has_test: bool,
+    /// How the images are divided.
+    pub parts: Parts,
     contents: Contents,
 }
 
 #[derive(Debug)]
 enum Contents {
-    Held(Box<Dataset>),
+    Held(Arc<Dataset>),
     Streamed(Box<FolderIndex>),
 }
 
-/// Reads a recipe's data from `data_dir`, or from where `cargo xtask fetch` puts it under `root`.
-///
-/// The pictures of a folder are decoded as they are needed if `stream` says so or they would take more than
-/// half of the memory, and held otherwise; batches are the same. `tell` is given what is worth saying.
+/// Finds a recipe's data in `data_dir`, or where `cargo xtask fetch` puts it under `root`, and divides it.
 ///
 /// # Errors
-/// A missing or damaged file, or more images held out than there are.
-pub fn load(
+/// A missing or damaged file, a folder that is laid out as no data set, or more images held out than there are.
+pub fn list(
     recipe: &Recipe,
     root: &Path,
     data_dir: Option<&Path>,
-    stream: bool,
-    tell: &mut dyn FnMut(&str),
-) -> Result<Source, Error> {
+    purpose: Purpose,
+) -> Result<Listing, Error> {
     let fetched = |name: &str| data_dir.map_or_else(|| root.join("datasets").join(name), Path::to_owned);
-    let held = |set| Contents::Held(Box::new(set));
-    let contents = match recipe.dataset {
-        DatasetName::Digits => held(data_cifar::load_digits(&fetched("digits"))?),
-        DatasetName::Cifar10 => held(data_cifar::load_cifar10(&fetched("cifar10"))?),
-        DatasetName::Cifar100 => held(data_cifar::load_cifar100(&fetched("cifar100"))?),
+    let set = match recipe.dataset {
+        DatasetName::Digits => data_cifar::load_digits(&fetched("digits"))?,
+        DatasetName::Cifar10 => data_cifar::load_cifar10(&fetched("cifar10"))?,
+        DatasetName::Cifar100 => data_cifar::load_cifar100(&fetched("cifar100"))?,
         DatasetName::Cifar100Coarse => {
-            held(data_cifar::load_cifar100(&fetched("cifar100"))?.with_coarse_labels()?)
+            data_cifar::load_cifar100(&fetched("cifar100"))?.with_coarse_labels()?
         }
-        DatasetName::Folder => folder(recipe, data_dir, stream, tell)?,
+        DatasetName::Folder => return list_pictures(recipe, data_dir, purpose),
     };
-    let (class_names, sha256, skipped, len, own_validation) = match &contents {
-        Contents::Held(set) => (
-            set.class_names.clone(),
-            set.sha256.clone(),
-            set.skipped.clone(),
-            set.train.len(),
-            set.validation,
-        ),
-        Contents::Streamed(index) => (
-            index.folder().class_names().to_vec(),
-            index.sha256().to_owned(),
-            index.skipped(),
-            index.train_len(),
-            index.validation(),
-        ),
+    if let Purpose::Evaluation(classes) = purpose
+        && classes != set.class_names
+    {
+        let text =
+            format!("the network knows the classes {}, not those of {}", classes.join(", "), recipe.dataset);
+        return Err(DataError::Argument(text).into());
+    }
+    let labels = PartLabels {
+        train: set.train.labels.to_vec(),
+        validation: set.validation,
+        test: set.test.labels.to_vec(),
     };
-    let (train, validation) = split(&recipe.data, len, own_validation)?;
-    let name = recipe.dataset.to_string();
-    Ok(Source { name, class_names, sha256, skipped, train, validation, contents })
+    let parts = Parts::new(&recipe.data, labels, purpose, &mut Vec::new())?;
+    let (name, class_names) = (recipe.dataset.to_string(), set.class_names.clone());
+    Ok(Listing { name, class_names, parts, notes: Vec::new(), contents: Unread::Read(Arc::new(set)) })
+}
+
+fn list_pictures(recipe: &Recipe, data_dir: Option<&Path>, purpose: Purpose) -> Result<Listing, Error> {
+    let missing = |what: &str| Error::Usage(format!("dataset = \"folder\" needs {what}"));
+    let root = data_dir.ok_or_else(|| missing("--data-dir, the directory of the pictures"))?;
+    let options = recipe.folder.as_ref().ok_or_else(|| missing("a table [folder] in the recipe"))?;
+    let classes = match purpose {
+        Purpose::Training => None,
+        Purpose::Evaluation(classes) => Some(classes),
+    };
+    let folder = list_folder(root, &folder_options(options), classes)?;
+    let mut notes = folder.notes().to_vec();
+    let passed_over: Vec<String> = folder.ignored().iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    if !passed_over.is_empty() {
+        notes.push(format!("passed over: {}", passed_over.join(", ")));
+    }
+    if let (true, Some(share)) = (folder.has_test(), options.test_fraction) {
+        notes.push(format!(
+            "the folder has a test part of its own; folder.test_fraction = {share} cuts none off"
+        ));
+    }
+    let parts = Parts::new(&recipe.data, folder.expected_labels()?, purpose, &mut notes)?;
+    let notes = notes.into_iter().map(|note| format!("{}: {note}", root.display())).collect();
+    let (name, class_names) = (recipe.dataset.to_string(), folder.class_names().to_vec());
+    Ok(Listing { name, class_names, parts, notes, contents: Unread::Pictures(Box::new(folder)) })
 }
 
 /// How many classes a data set has, where that is known without reading it.
@@ -97,6 +169,189 @@ pub fn class_count(name: DatasetName) -> Option<i64> {
     }
 }
 
+impl Parts {
+    /// Divides images as a recipe says, or as a folder does that has a validation part of its own, which is noted. For
+    /// an evaluation a training part is not needed.
+    fn new(
+        recipe: &DataRecipe,
+        labels: PartLabels,
+        purpose: Purpose,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, Error> {
+        let (images, own) = (labels.train.len(), labels.validation);
+        let (train, validation) = match (split(recipe, images, own), purpose) {
+            (Err(_), Purpose::Evaluation(_)) => (0..images - own, images - own..images),
+            (divided, _) => divided?,
+        };
+        if own > 0 && recipe.validation_from != ValidationFrom::Folder {
+            notes.push(format!(
+                "the folder has a validation part of its own ({own} images), which is used; \
+                 data.validation_from = \"folder\" says so in the recipe"
+            ));
+        }
+        Ok(Self { train, validation, labels })
+    }
+
+    /// How many images of each class each part has.
+    pub fn counts(&self, class_names: &[String]) -> Vec<ClassCounts> {
+        let class = |name: &String| ClassCounts { name: name.clone(), train: 0, validation: 0, test: 0 };
+        let mut classes: Vec<ClassCounts> = class_names.iter().map(class).collect();
+        for (position, label) in self.labels.train.iter().enumerate() {
+            let counts = &mut classes[usize::from(*label)];
+            if self.train.contains(&position) {
+                counts.train += 1;
+            } else if self.validation.contains(&position) {
+                counts.validation += 1;
+            }
+        }
+        for label in &self.labels.test {
+            classes[usize::from(*label)].test += 1;
+        }
+        classes
+    }
+
+    /// What keeps a run from these images, and what is only worth saying.
+    pub fn judge(&self, class_names: &[String], recipe: &Recipe) -> (Vec<Error>, Vec<String>) {
+        let (mut problems, mut notes) = (Vec::new(), Vec::new());
+        let mut refuse = |text: String| problems.push(Error::Data(DataError::Argument(text)));
+        let is_folder = recipe.dataset == DatasetName::Folder;
+        if self.labels.test.is_empty() {
+            let remedy = match is_folder {
+                true => {
+                    "add a directory test with the classes in it, or set folder.test_fraction to cut some off"
+                }
+                false => "the data set has no test part",
+            };
+            refuse(format!("there is no picture to test on; {remedy}"));
+        }
+        if self.validation.is_empty() {
+            refuse(
+                "there is no picture to validate on; set data.validation_fraction or data.validation_count"
+                    .into(),
+            );
+        }
+        let counts = self.counts(class_names);
+        let without = |count: fn(&ClassCounts) -> usize| {
+            let without = counts.iter().filter(move |class| count(class) == 0);
+            without.map(|class| class.name.clone()).collect::<Vec<_>>()
+        };
+        let untrained = without(|class| class.train);
+        if !untrained.is_empty() {
+            let remedy = match is_folder {
+                true => "add pictures, or set lower shares (folder.test_fraction, data.validation_fraction)",
+                false => "hold fewer out for validation",
+            };
+            refuse(format!(
+                "no picture of {} is left to train on: all are in validation or test; {remedy}",
+                classes(&untrained)
+            ));
+        } else {
+            for (part, names) in
+                [("validation", without(|class| class.validation)), ("test", without(|class| class.test))]
+            {
+                if !names.is_empty() && names.len() < counts.len() {
+                    notes.push(format!("no picture of {} is in {part}", classes(&names)));
+                }
+            }
+        }
+        (problems, notes)
+    }
+}
+
+impl ClassCounts {
+    /// All classes together.
+    pub fn total(classes: &[Self]) -> Self {
+        let sum = |count: fn(&Self) -> usize| classes.iter().map(count).sum();
+        let (train, validation) = (sum(|class| class.train), sum(|class| class.validation));
+        Self { name: "total".to_owned(), train, validation, test: sum(|class| class.test) }
+    }
+}
+
+/// `class a`, or `2 classes (a, b)`.
+fn classes(names: &[String]) -> String {
+    match names {
+        [only] => format!("class {only}"),
+        _ => format!("{} classes ({})", names.len(), first_few(names)),
+    }
+}
+
+impl Listing {
+    /// Bytes of all images in memory.
+    pub fn bytes(&self) -> u64 {
+        match &self.contents {
+            Unread::Read(set) => (set.train.images.len() + set.test.images.len()) as u64,
+            Unread::Pictures(folder) => folder.bytes(),
+        }
+    }
+
+    /// Whether its pictures can be decoded as they are needed.
+    pub fn can_stream(&self) -> bool {
+        matches!(self.contents, Unread::Pictures(_))
+    }
+
+    /// Decodes the pictures of a folder: all into memory, or with `stream` once through, and then again as they are
+    /// needed; batches are the same. `tell` is given what is worth saying.
+    ///
+    /// # Errors
+    /// Pictures that cannot be decoded, if the recipe does not leave them out, too little memory, or `stop`.
+    pub fn read(
+        &self,
+        recipe: &Recipe,
+        stream: bool,
+        stop: &Stop,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Source, Error> {
+        let (contents, has_test) = match &self.contents {
+            Unread::Read(set) => (Contents::Held(Arc::clone(set)), true),
+            Unread::Pictures(folder) => (decode(folder, stream, stop, tell)?, folder.has_test()),
+        };
+        let (sha256, skipped, labels) = match &contents {
+            Contents::Held(set) => {
+                let (train, test) = (set.train.labels.to_vec(), set.test.labels.to_vec());
+                let labels = PartLabels { train, validation: set.validation, test };
+                (set.sha256.clone(), set.skipped.clone(), labels)
+            }
+            Contents::Streamed(index) => (index.sha256().to_owned(), index.skipped(), index.labels()),
+        };
+        let parts = match labels == self.parts.labels {
+            true => self.parts.clone(),
+            // Some could not be decoded. What there is to note was noted when they were listed.
+            false => {
+                let purpose = Purpose::Evaluation(&self.class_names);
+                Parts::new(&recipe.data, labels, purpose, &mut Vec::new())?
+            }
+        };
+        let (name, class_names) = (self.name.clone(), self.class_names.clone());
+        Ok(Source { name, class_names, sha256, skipped, has_test, parts, contents })
+    }
+}
+
+fn decode(folder: &Folder, stream: bool, stop: &Stop, tell: &mut dyn FnMut(&str)) -> Result<Contents, Error> {
+    let cache = run_record::cache_dir().map(|cache| cache.join("folders"));
+    if cache.is_none() {
+        tell("decoded pictures are not kept for the next run: HOME and COMPACT_VISION_CACHE are not set");
+    }
+    let mut tenths = 0;
+    let mut progress = |progress: FolderProgress<'_>| match progress {
+        FolderProgress::Note(note) => tell(note),
+        FolderProgress::Decoded { done, total } => {
+            // A line for every tenth, and none for what is done at once.
+            if total > 2000 && done * 10 / total > tenths {
+                tenths = done * 10 / total;
+                tell(&format!("{}: {done} of {total} pictures decoded", folder.root().display()));
+            }
+        }
+    };
+    let (cache, flag) = (cache.as_deref(), stop.flag());
+    let contents = if stream {
+        folder.index(cache, threads(), flag, &mut progress).map(|index| Contents::Streamed(Box::new(index)))
+    } else {
+        folder.load(cache, threads(), flag, &mut progress).map(|set| Contents::Held(Arc::new(set)))
+    };
+    stop.check()?;
+    Ok(contents?)
+}
+
 impl Source {
     /// The training images, those held out included, and the test images, on or for a device.
     ///
@@ -104,27 +359,13 @@ impl Source {
     /// libtorch's refusal, mostly for want of memory.
     pub fn sets(&self, device: Device) -> Result<(ImageSet, ImageSet), Error> {
         Ok(match &self.contents {
-            Contents::Held(set) => (
-                ImageSet::Resident(DeviceSet::new(&set.train, device)?),
-                ImageSet::Resident(DeviceSet::new(&set.test, device)?),
-            ),
+            Contents::Held(set) => (ImageSet::new(&set.train, device)?, ImageSet::new(&set.test, device)?),
             Contents::Streamed(index) => {
                 let part =
                     |part| index.clone().stream(part, device, threads(), PREFETCH).map(ImageSet::Streamed);
                 (part(data_cifar::Part::Train)?, part(data_cifar::Part::Test)?)
             }
         })
-    }
-
-    /// The class of each image, by position: of the training images, those held out included, and of the test
-    /// images.
-    pub fn labels(&self) -> (Vec<u16>, Vec<u16>) {
-        match &self.contents {
-            Contents::Held(set) => (set.train.labels.to_vec(), set.test.labels.to_vec()),
-            Contents::Streamed(index) => {
-                (index.labels(data_cifar::Part::Train), index.labels(data_cifar::Part::Test))
-            }
-        }
     }
 
     /// What a recipe normalises by, on the scale 0 to 255.
@@ -149,62 +390,9 @@ impl Source {
     /// # Errors
     /// No image, or a picture that can no longer be read.
     pub fn channel_stats(&self) -> Result<ChannelStats, Error> {
-        if let Contents::Held(set) = &self.contents {
-            return Ok(channel_stats(&set.train)?);
-        }
         let (train, _) = self.sets(Device::Cpu)?;
-        let order: Vec<i64> = (0..train.len() as i64).collect();
-        let (mut sums, mut squares, mut count) = ([0; 3], [0; 3], 0);
-        for batch in train.batches(&order, 64)? {
-            let images = batch?.images.f_to_kind(Kind::Int64)?;
-            count += images.numel() as u64 / 3;
-            for (totals, values) in [(&mut sums, &images), (&mut squares, &images.f_mul(&images)?)] {
-                let part = values.f_sum_dim_intlist([0i64, 2, 3].as_slice(), false, Kind::Int64)?;
-                for (total, part) in totals.iter_mut().zip(Vec::<i64>::try_from(part)?) {
-                    *total += part as u64;
-                }
-            }
-        }
-        Ok(ChannelStats::from_sums(sums, squares, count))
+        Ok(train.channel_stats()?)
     }
-}
-
-/// Opens a folder of pictures.
-fn folder(
-    recipe: &Recipe,
-    data_dir: Option<&Path>,
-    stream: bool,
-    tell: &mut dyn FnMut(&str),
-) -> Result<Contents, Error> {
-    let missing = |what: &str| Error::Usage(format!("dataset = \"folder\" needs {what}"));
-    let root = data_dir.ok_or_else(|| missing("--data-dir, the directory of the pictures"))?;
-    let options = recipe.folder.as_ref().ok_or_else(|| missing("a table [folder] in the recipe"))?;
-    let cache = run_record::cache_dir().ok_or_else(|| missing("HOME or COMPACT_VISION_CACHE to be set"))?;
-    let cache = Some(cache.join("folders"));
-
-    let folder = list_folder(root, &folder_options(options))?;
-    let passed_over: Vec<String> = folder.ignored().iter().map(|(kind, n)| format!("{n} {kind}")).collect();
-    if !passed_over.is_empty() {
-        tell(&format!("{}: files passed over: {}", root.display(), passed_over.join(", ")));
-    }
-    let half = environment::memory().map(|bytes| bytes / 2);
-    let stream = stream || half.is_some_and(|half| folder.bytes() > half);
-    let mut tenths = 0;
-    let mut progress = |progress: FolderProgress<'_>| match progress {
-        FolderProgress::Note(note) => tell(note),
-        FolderProgress::Decoded { done, total } => {
-            // A line for every tenth, and none for what is done at once.
-            if total > 2000 && done * 10 / total > tenths {
-                tenths = done * 10 / total;
-                tell(&format!("{}: {done} of {total} pictures decoded", root.display()));
-            }
-        }
-    };
-    Ok(if stream {
-        Contents::Streamed(Box::new(folder.index(cache.as_deref(), threads(), &mut progress)?))
-    } else {
-        Contents::Held(Box::new(folder.load(cache.as_deref(), threads(), &mut progress)?))
-    })
 }
 
 fn folder_options(recipe: &FolderRecipe) -> FolderOptions {
@@ -231,19 +419,18 @@ fn threads() -> usize {
 }
 
 /// The parts of the training set by position: (train, validation). `own` images at its end are held out by
-/// the set itself.
+/// the set itself, whatever the recipe says.
 ///
 /// # Errors
-/// More held out than there is, or two rules for it.
+/// More held out than there is, or a folder's part that is not there.
 fn split(recipe: &DataRecipe, images: usize, own: usize) -> Result<(Range<usize>, Range<usize>), Error> {
     let wrong = |key: &str, problem: &str| Error::Usage(format!("data.{key}: {problem}"));
     let from = match (recipe.validation_from, own) {
-        (ValidationFrom::Folder, 0) => return Err(wrong("validation_from", "there is no folder val")),
-        (ValidationFrom::Folder, own) => return Ok((0..images - own, images - own..images)),
-        (_, 1..) => {
-            let problem =
-                "there is a folder val; say \"folder\", and how many images are held out is decided by it";
-            return Err(wrong("validation_from", problem));
+        (_, 1..) => return Ok((0..images - own, images - own..images)),
+        (ValidationFrom::Folder, 0) => {
+            let remedy = "there is no directory val with pictures in classes; --set data.validation_from=end \
+                          --set data.validation_fraction=0.1 holds a tenth of the training pictures out";
+            return Err(wrong("validation_from", remedy));
         }
         (ValidationFrom::Start, 0) => data_cifar::ValidationFrom::Start,
         (ValidationFrom::End, 0) => data_cifar::ValidationFrom::End,
@@ -295,11 +482,10 @@ mod tests {
         assert_eq!(cut(&share, 3, 0).unwrap(), (1..3, 0..1));
         let too_many = cut(&[], 10_000, 0).unwrap_err().to_string();
         assert!(too_many.contains("data.validation_count") && too_many.contains("10000"), "{too_many}");
-        let two_rules = cut(&[], 50_000, 7).unwrap_err().to_string();
-        assert!(two_rules.contains("there is a folder val"), "{two_rules}");
+        assert_eq!(cut(&[], 50_000, 7).unwrap(), (0..49_993, 49_993..50_000));
         let mut folder = recipe(&[]).data;
         (folder.validation_from, folder.validation_count) = (ValidationFrom::Folder, None);
         assert_eq!(split(&folder, 100, 7).unwrap(), (0..93, 93..100));
-        assert!(split(&folder, 100, 0).unwrap_err().to_string().contains("there is no folder val"));
+        assert!(split(&folder, 100, 0).unwrap_err().to_string().contains("there is no directory val"));
     }
 }

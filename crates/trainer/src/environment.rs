@@ -7,7 +7,7 @@ use std::{env, fs};
 use tch::{Cuda, Device};
 use torch_ext::{Determinism, Switch, memory_stats, set_determinism};
 
-use crate::Error;
+use crate::{Error, memory};
 
 /// Version of the libtorch this program was built against.
 pub const LIBTORCH: &str = env!("LIBTORCH_VERSION");
@@ -90,31 +90,12 @@ pub fn cpu() -> String {
     from_proc.or_else(from_sysctl).unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// The machine's memory in bytes, where the system tells it.
-pub fn memory() -> Option<u64> {
-    let from_proc = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kib * 1024)
-    });
-    let from_sysctl = || {
-        let output = Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
-        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
-    };
-    from_proc.or_else(from_sysctl)
-}
-
 /// Largest memory so far, in MiB: that of all tensors on the card for CUDA, else this process's resident memory, where
 /// the system tells it.
 pub fn peak_memory_mb(device: Device) -> Option<f64> {
-    if device.is_cuda() {
-        let stats = memory_stats(device).ok().flatten()?;
-        return Some((stats.peak_allocated as f64 / f64::from(1 << 20)).round());
-    }
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some((kib / 1024.0).round())
+    let bytes =
+        if device.is_cuda() { memory_stats(device).ok().flatten()?.peak_allocated } else { memory::peak()? };
+    Some((bytes as f64 / f64::from(1 << 20)).round())
 }
 
 /// The command line, as given.

@@ -16,6 +16,9 @@ pub enum Error {
     /// The request itself is wrong: a name, a flag, a recipe.
     #[error("{0}")]
     Usage(String),
+    /// Several things at once, a line each.
+    #[error("{}", lines(.0))]
+    Several(Vec<Error>),
     /// The data set is missing or not what it should be.
     #[error("{}", first_line(&.0.to_string()))]
     Data(#[from] DataError),
@@ -76,6 +79,14 @@ pub enum Error {
         /// What libtorch said.
         problem: String,
     },
+    /// The pictures do not fit on the device.
+    #[error(
+        "the pictures do not fit in the device's memory ({problem}); --stream decodes those of a folder as they are needed"
+    )]
+    Placing {
+        /// What libtorch said.
+        problem: String,
+    },
     /// The device can be used for no network.
     #[error(
         "{DEVICE_FAILED}: {problem}; `cargo xtask doctor` may know why, --device cpu trains on the processor"
@@ -106,8 +117,23 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::Several(errors) => errors.iter().map(Self::exit_code).max().unwrap_or(1),
             Self::Stopped { signal } => crate::signals::exit_code(*signal),
             _ => 1,
+        }
+    }
+
+    /// What several errors are together; of one, that one.
+    pub fn several(errors: impl IntoIterator<Item = Self>) -> Self {
+        let mut errors: Vec<Self> = errors.into_iter().collect();
+        if errors.len() == 1 { errors.remove(0) } else { Self::Several(errors) }
+    }
+
+    /// The errors this one consists of.
+    pub fn each(&self) -> &[Self] {
+        match self {
+            Self::Several(errors) => errors,
+            one => std::slice::from_ref(one),
         }
     }
 
@@ -120,6 +146,14 @@ impl Error {
                 Self::OutOfMemory { batch_size: train.batch_size, accumulate, problem }
             }
             None => self.or_device(),
+        }
+    }
+
+    /// The same of placing pictures on the device.
+    pub fn or_placing(self) -> Self {
+        match self.says(&NO_MEMORY) {
+            Some(problem) => Self::Placing { problem },
+            None => self,
         }
     }
 
@@ -143,6 +177,10 @@ impl Error {
     pub fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }
     }
+}
+
+fn lines(errors: &[Error]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// How the want of memory is put.
@@ -273,6 +311,9 @@ mod tests {
                 error.to_string().contains("train.accumulate=2") && !error.to_string().contains('\n'),
                 "{error}"
             );
+            let placing = Error::Torch(TchError::Torch(text.to_owned())).or_placing();
+            let placing = placing.or_out_of_memory(&recipe.train);
+            assert!(placing.to_string().contains("--stream"), "{placing}");
         }
         for text in [
             "CUDA error: no kernel image is available for execution on the device",

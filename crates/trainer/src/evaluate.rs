@@ -100,27 +100,30 @@ impl Sums {
     }
 }
 
-/// Runs the network over a part in eval mode and in f32.
+/// Runs the network over parts of one device in eval mode and in f32.
 ///
 /// # Errors
 /// libtorch's refusal to make a batch, a picture that cannot be read, or somebody who wants to stop.
 pub fn evaluate(
     network: &dyn Model,
-    part: &Part<'_>,
+    parts: &[Part<'_>],
     presentation: &Presentation,
     train: &TrainRecipe,
     stop: &Stop,
 ) -> Result<Metrics, Error> {
     tch::no_grad(|| {
-        let mut sums = Sums::new(part.set.device(), SavedSums::default())?;
+        let device = parts.first().map_or(Device::Cpu, |part| part.set.device());
+        let mut sums = Sums::new(device, SavedSums::default())?;
         // What training passes through the network in parts may not fit in one.
         let batch_size = train.batch_size.div_ceil(train.accumulate.unwrap_or(1));
-        for batch in part.set.batches(&part.indices(), batch_size)? {
-            stop.check()?;
-            let batch = batch?;
-            let logits = network.forward_t(&presentation.plain(&batch.images)?, false);
-            let loss = loss(train, &logits, &batch.labels, train.label_smoothing)?;
-            sums.add(&loss, &logits, &batch.labels)?;
+        for part in parts {
+            for batch in part.set.batches(&part.indices(), batch_size)? {
+                stop.check()?;
+                let batch = batch?;
+                let logits = network.forward_t(&presentation.plain(&batch.images)?, false);
+                let loss = loss(train, &logits, &batch.labels, train.label_smoothing)?;
+                sums.add(&loss, &logits, &batch.labels)?;
+            }
         }
         Ok(sums.read())
     })

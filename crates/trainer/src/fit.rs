@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use core_layers::Model;
 use data_cifar::{Draw, keyed_seed, permutation, repeated};
-use run_record::{EpochStats, Recipe, Select};
+use run_record::{EpochStats, Recipe, Select, TrainRecipe};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 use torch_ext::foreach_norm;
@@ -113,7 +113,7 @@ fn train_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Kee
         // Whatever the network draws inside depends on the seed and the step alone.
         tch::manual_seed(keyed_seed(seed, "network", epoch, shown.number));
         let rate = rate(job, lr, &state.counters, state.counters.updates);
-        let (loss, logits) = update(job, state, &shown, rate)?;
+        let (loss, logits) = update(job.network, &recipe.train, job.precision, state, &shown, rate)?;
         state.sums.add(&loss, &logits, &shown.labels)?;
         state.counters.step += 1;
         state.counters.updates += 1;
@@ -127,6 +127,7 @@ fn train_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Kee
         if job.vs.device() == Device::Cpu {
             require_finite(job, lr, state, keeper)?;
         }
+        keeper.stepped(job.vs, state)?;
         if keeper.is_due(state.counters.step) {
             save(job, lr, state, keeper)?;
             keeper.retain(state)?;
@@ -138,8 +139,17 @@ fn train_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Kee
 }
 
 /// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]`.
-fn update(job: &Job, state: &mut State, shown: &Shown, rate: f64) -> Result<(Tensor, Tensor), Error> {
-    let train = &job.recipe.train;
+///
+/// # Errors
+/// libtorch's refusal.
+pub fn update(
+    network: &dyn Model,
+    train: &TrainRecipe,
+    precision: Precision,
+    state: &mut State,
+    shown: &Shown,
+    rate: f64,
+) -> Result<(Tensor, Tensor), Error> {
     let batch = shown.labels.size()[0];
     let len = (batch as usize).div_ceil(train.accumulate.unwrap_or(1)) as i64;
     state.optimizer.zero_grad()?;
@@ -148,8 +158,8 @@ fn update(job: &Job, state: &mut State, shown: &Shown, rate: f64) -> Result<(Ten
         let len = len.min(batch - start);
         let part = |tensor: &Tensor| tensor.f_narrow(0, start, len);
         let part_logits = {
-            let _narrow = job.precision.autocast(job.vs.device())?;
-            job.network.forward_t(&part(&shown.images)?, true)
+            let _narrow = precision.autocast(shown.images.device())?;
+            network.forward_t(&part(&shown.images)?, true)
         };
         let part_loss = loss(train, &part_logits, &part(&shown.targets)?, shown.smoothing)?;
         // By its share, so that the gradients add up to those of the batch's mean.
@@ -225,7 +235,13 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
 }
 
 fn validate(job: &Job) -> Result<Metrics, Error> {
-    evaluate(job.network, &job.validation, &job.presentation, &job.recipe.train, job.stop)
+    evaluate(
+        job.network,
+        std::slice::from_ref(&job.validation),
+        &job.presentation,
+        &job.recipe.train,
+        job.stop,
+    )
 }
 
 /// The learning rate of the update before which `updates` were made.
@@ -277,8 +293,8 @@ fn not_finite(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Output;
-    use crate::{data, recipes, train};
+    use crate::data::{self, Purpose};
+    use crate::{recipes, train};
     use std::path::Path;
 
     type Tensors = std::collections::BTreeMap<String, Tensor>;
@@ -308,7 +324,8 @@ mod tests {
         all.extend(sgd.map(|set| format!("optimizer.{set}")));
         all.push(format!("train.accumulate={accumulate}"));
         let recipe = &recipes::from_preset(&root, "quick", model, &all).unwrap().recipe;
-        let source = data::load(recipe, &root, None, false, &mut |_| {}).unwrap();
+        let source = data::list(recipe, &root, None, Purpose::Training).unwrap();
+        let source = source.read(recipe, false, &Stop::default(), &mut |_| {}).unwrap();
         let architecture = train::architecture(recipe, Some(10)).unwrap();
         let vs = VarStore::new(Device::Cpu);
         let network = architecture.init(&vs.root()).unwrap();
@@ -320,24 +337,13 @@ mod tests {
         crate::weights::copy_exactly(&tensors, start).unwrap();
         let stats = source.normalization(&recipe.data).unwrap();
         let (set, _) = source.sets(Device::Cpu).unwrap();
-        let log = tempfile::tempfile().unwrap();
-        let job = Job {
-            recipe,
-            seed: 1,
-            network: network.as_ref(),
-            vs: &vs,
-            train: Part { set: &set, range: source.train.clone() },
-            validation: Part { set: &set, range: source.validation.clone() },
-            presentation: Presentation::new(recipe, &stats, 10, Device::Cpu).unwrap(),
-            precision: Precision::F32,
-            progress: &Progress::new(1, 128, Output::Quiet, log),
-            stop: &Stop::default(),
-        };
+        let presentation = Presentation::new(recipe, &stats, 10, Device::Cpu).unwrap();
         let mut state = State::new(&vs, &architecture, recipe).unwrap();
         let draw = Draw { seed: 1, epoch: 1, repeats: 1 };
-        let order = job.train.indices();
-        let shown = job.presentation.epoch(&set, &order, 128, draw, 0).unwrap().next().unwrap().unwrap();
-        let (loss, logits) = update(&job, &mut state, &shown, 0.1).unwrap();
+        let order = Part { set: &set, range: source.parts.train.clone() }.indices();
+        let shown = presentation.epoch(&set, &order, 128, draw, 0).unwrap().next().unwrap().unwrap();
+        let (loss, logits) =
+            update(network.as_ref(), &recipe.train, Precision::F32, &mut state, &shown, 0.1).unwrap();
         assert_eq!(logits.size(), [128, 10]);
         (tensors, loss.double_value(&[]))
     }

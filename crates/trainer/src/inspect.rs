@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::contact_sheet::{Pair, contact_sheet};
-use crate::data::Source;
+use crate::data::{ClassCounts, Part, Source};
 use crate::presentation::Presentation;
 
 /// What a data set holds.
@@ -31,44 +31,13 @@ pub struct Summary {
     pub skipped: Vec<String>,
 }
 
-/// How many images of a class each part has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ClassCounts {
-    /// The class.
-    pub name: String,
-    /// Images to train on.
-    pub train: usize,
-    /// Images held out.
-    pub validation: usize,
-    /// Images to test on.
-    pub test: usize,
-}
-
 /// Counts and measures the data.
 ///
 /// # Errors
 /// A picture that can no longer be read.
 pub fn summarize(source: &Source) -> Result<Summary, Error> {
-    let class = |name: &String| ClassCounts { name: name.clone(), train: 0, validation: 0, test: 0 };
-    let mut classes: Vec<ClassCounts> = source.class_names.iter().map(class).collect();
-    let (train, test) = source.labels();
-    for (position, label) in train.iter().enumerate() {
-        let counts = &mut classes[usize::from(*label)];
-        if source.train.contains(&position) {
-            counts.train += 1;
-        } else {
-            counts.validation += 1;
-        }
-    }
-    for label in test {
-        classes[usize::from(label)].test += 1;
-    }
-    let mut total = class(&"total".to_owned());
-    for counts in &classes {
-        total.train += counts.train;
-        total.validation += counts.validation;
-        total.test += counts.test;
-    }
+    let classes = source.parts.counts(&source.class_names);
+    let total = ClassCounts::total(&classes);
     let stats = source.channel_stats()?;
     let unit = |values: [f64; 3]| values.map(|value| (value / 255.0 * 1e6).round() / 1e6);
     Ok(Summary {
@@ -85,27 +54,43 @@ pub fn summarize(source: &Source) -> Result<Summary, Error> {
 impl Summary {
     /// The summary for a person.
     pub fn to_text(&self) -> String {
-        let mut text = format!("{} (SHA-256 {})\n", self.dataset, self.data_sha256);
-        let width =
-            self.classes.iter().map(|class| visible(&class.name).chars().count()).max().unwrap_or(0).max(5);
-        let mut line = |name: &str, cells: [&str; 3]| {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "{name:<width$} {:>8} {:>10} {:>8}", cells[0], cells[1], cells[2]);
-        };
-        line("class", ["train", "validation", "test"]);
-        for ClassCounts { name, train, validation, test } in self.classes.iter().chain([&self.total]) {
-            line(
-                &visible(name),
-                [train, validation, test].map(ToString::to_string).each_ref().map(String::as_str),
-            );
-        }
+        let classes: Vec<ClassCounts> = self.classes.iter().chain([&self.total]).cloned().collect();
         let numbers = |values: [f64; 3]| values.map(|value| format!("{value:.4}")).join(", ");
-        let _ = write!(text, "mean {}; standard deviation {}", numbers(self.mean), numbers(self.std));
+        let mut text = format!(
+            "{} (SHA-256 {})\n{}mean {}; standard deviation {}",
+            self.dataset,
+            self.data_sha256,
+            table(&classes),
+            numbers(self.mean),
+            numbers(self.std)
+        );
         for skipped in &self.skipped {
+            // Writing to a string cannot fail.
             let _ = write!(text, "\nleft out: {}", visible(skipped));
         }
         text
     }
+}
+
+/// How many images of each class each part has, in columns.
+pub fn table(classes: &[ClassCounts]) -> String {
+    let width = classes.iter().map(|class| visible(&class.name).chars().count()).max().unwrap_or(0).max(5);
+    let head = format!("{:<width$} {:>8} {:>10} {:>8}\n", "class", "train", "validation", "test");
+    let rows = classes.iter().map(|ClassCounts { name, train, validation, test }| {
+        format!("{:<width$} {train:>8} {validation:>10} {test:>8}\n", visible(name))
+    });
+    std::iter::once(head).chain(rows).collect()
+}
+
+/// What a picture of training images is made by.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// How images are shown to a network.
+    pub recipe: &'a Recipe,
+    /// Name of each class, in label order.
+    pub class_names: &'a [String],
+    /// What images are normalised by.
+    pub stats: &'a ChannelStats,
 }
 
 /// The first `count` images of an epoch's first training batch beside what training makes of them, as PNG.
@@ -113,30 +98,26 @@ impl Summary {
 /// # Errors
 /// libtorch's refusal, or a picture that can no longer be read.
 pub fn sheet(
-    recipe: &Recipe,
-    source: &Source,
+    &Shown { recipe, class_names, stats }: &Shown,
+    train: &Part,
     (seed, epoch): (u64, u32),
     count: usize,
-    device: Device,
 ) -> Result<Vec<u8>, Error> {
-    let stats = source.normalization(&recipe.data)?;
-    let presentation = Presentation::new(recipe, &stats, source.class_names.len() as i64, device)?;
-    let (train, _) = source.sets(device)?;
+    let presentation = Presentation::new(recipe, stats, class_names.len() as i64, train.set.device())?;
     let draw = Draw { seed, epoch: epoch.into(), repeats: presentation.repeats };
-    let order = repeated(&permutation(seed, draw.epoch, source.train.clone()), draw.repeats);
-    let mut batches = train.batches(&order, recipe.train.batch_size)?;
-    let batch = batches.next().ok_or_else(|| Error::Usage("there is no image to train on".to_owned()))??;
-    let mut epoch = presentation.epoch(&train, &order, recipe.train.batch_size, draw, 0)?;
-    let shown = epoch.next().ok_or_else(|| Error::Usage("there is no image to train on".to_owned()))??;
-    let bytes = pixels(&shown.images, &stats)?;
+    let order = repeated(&permutation(seed, draw.epoch, train.range.clone()), draw.repeats);
+    // What is decoded ahead goes with the iterator.
+    let first = presentation.epoch(train.set, &order, recipe.train.batch_size, draw, 0)?.next();
+    let shown = first.ok_or_else(|| Error::Usage("there is no image to train on".to_owned()))??;
+    let bytes = pixels(&shown.images, stats)?;
     let targets = shown.targets.f_to_device(Device::Cpu)?;
-    let labels: Vec<i64> = Vec::try_from(&batch.labels)?;
-    let name = |class: i64| source.class_names.get(class as usize).map_or("?", String::as_str);
-    let pairs = (0..count.min(labels.len())).map(|number| {
-        let n = number as i64;
+    let name = |class: i64| class_names.get(class as usize).map_or("?", String::as_str);
+    let count = count.min(shown.labels.size()[0] as usize);
+    let pairs = train.set.batches(&order[..count], 1)?.zip(0..).map(|(original, n)| {
+        let original = original?;
         Ok(Pair {
-            original: batch.images.f_get(n)?.f_to_device(Device::Cpu)?,
-            label: name(labels[number]).to_owned(),
+            original: original.images.f_get(0)?.f_to_device(Device::Cpu)?,
+            label: name(original.labels.f_int64_value(&[0])?).to_owned(),
             augmented: bytes.f_get(n)?,
             target: target(&targets.f_get(n)?, name)?,
         })

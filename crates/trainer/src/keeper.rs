@@ -32,6 +32,10 @@ pub struct Saving {
 pub struct Keeper<'a> {
     /// The run's directory.
     pub run: &'a RunDir,
+    /// Whether a step was made, in this process or before.
+    pub has_begun: bool,
+    /// Whether training starts from weights in this directory, which are set aside with the run they are of.
+    pub starts_from_itself: bool,
     /// What the kept weights say of themselves, but for their epoch and accuracy.
     pub card: Card,
     /// Which epoch's weights to keep.
@@ -55,6 +59,22 @@ impl Keeper<'_> {
     pub fn is_due(&self, step: u64) -> bool {
         self.saving.steps.is_some_and(|steps| step.is_multiple_of(steps))
             || self.saving.time.is_some_and(|time| self.saved_at.elapsed() >= time)
+    }
+
+    /// A step was made: from the first on, the run that was set aside is replaced for good.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn stepped(&mut self, vs: &VarStore, state: &State) -> Result<(), Error> {
+        if self.has_begun {
+            return Ok(());
+        }
+        if self.starts_from_itself {
+            self.save(vs, state)?; // after a kill, there would be nothing to start from
+        }
+        self.run.discard()?;
+        self.has_begun = true;
+        Ok(())
     }
 
     /// Saves a checkpoint, unless this moment is saved already.

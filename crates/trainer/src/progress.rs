@@ -59,11 +59,24 @@ impl Output {
     }
 }
 
+/// A run's log.
+#[derive(Debug)]
+pub struct Log(pub File);
+
+impl Log {
+    /// Adds a line with the time.
+    pub fn line(&self, text: &str) {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+        // The log repeats what the history and the record keep; a full disk is theirs to report.
+        let _ = writeln!(&self.0, "{now} {}", visible(text));
+    }
+}
+
 /// The progress of one run.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
-    log: File,
+    log: Log,
     output: Output,
     epochs: u32,
     images: usize,
@@ -73,7 +86,7 @@ pub struct Progress {
 
 impl Progress {
     /// For a run of `epochs` epochs over `images` training images each.
-    pub fn new(epochs: u32, images: usize, output: Output, log: File) -> Self {
+    pub fn new(epochs: u32, images: usize, output: Output, log: Log) -> Self {
         let shown = output == Output::Text && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(u64::from(epochs) * images as u64), target);
@@ -144,14 +157,15 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
-    pub fn finish(&self) {
-        self.bar.finish_and_clear();
+    /// A line for the log alone.
+    pub fn log(&self, text: &str) {
+        self.log.line(text);
     }
+}
 
-    fn log(&self, text: &str) {
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
-        // The log repeats what the history and the record keep; a full disk is theirs to report.
-        let _ = writeln!(&self.log, "{now} {}", visible(text));
+impl Drop for Progress {
+    /// Takes the bar away, however training ends.
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }

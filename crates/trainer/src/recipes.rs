@@ -5,14 +5,13 @@ use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use run_record::{FieldValue, InitialWeights, Recipe};
+use run_record::{FieldValue, Recipe, RecipeErrors};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use crate::Error;
 use crate::registry;
-use crate::weights::WeightsFile;
 
 /// The preset of a run that follows no preset.
 const CUSTOM: &str = "custom";
@@ -85,25 +84,10 @@ pub fn from_file(file: &Path, model: Option<&str>, sets: &[String]) -> Result<Re
 }
 
 impl Resolved {
-    /// The same run from the weights in `file`, which is then no preset's.
-    ///
-    /// # Errors
-    /// A file that cannot be read, or whose path a recipe cannot hold.
-    pub fn starting_from(mut self, file: &WeightsFile) -> Result<Self, Error> {
-        let given = file.path();
-        // The recipe is to be repeatable from anywhere.
-        let path = fs::canonicalize(given).map_err(Error::io(given))?;
-        if path.to_str().is_none() {
-            return Err(Error::Usage(format!(
-                "{}: this path is not UTF-8, and a recipe names the weights it starts from as text; rename the file, or copy \
-                 it to a path that is",
-                path.display()
-            )));
-        }
-        self.recipe.initial_weights = Some(InitialWeights { file: path, sha256: file.sha256()? });
+    /// Says that the run is no preset's any more.
+    pub fn make_custom(&mut self) {
         self.recipe.reference = None;
         self.preset = CUSTOM.to_owned();
-        Ok(self)
     }
 }
 
@@ -186,10 +170,6 @@ fn change(recipe: &Recipe, model: Option<&str>, sets: &[String]) -> Result<Recip
         Recipe::deserialize(Value::Table(table.clone()))
             .map_err(|error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
     };
-    let all = |problem: &dyn Display| {
-        let sets: String = sets.iter().map(|set| format!("--set {set}: ")).collect();
-        Error::Usage(format!("{sets}{problem}"))
-    };
     let mut changed = table.clone();
     assign(&mut changed, sets)?;
     let recipe = judge(&changed).map_err(|problem| {
@@ -200,13 +180,27 @@ fn change(recipe: &Recipe, model: Option<&str>, sets: &[String]) -> Result<Recip
             let one = std::slice::from_ref(*set);
             assign(&mut table, one).is_ok() && judge(&table).is_err_and(|this| this == problem)
         };
-        match sets.iter().find(alone) {
-            Some(set) => Error::Usage(format!("--set {set}: {problem}")),
-            None => all(&problem),
-        }
+        let guilty: Vec<&String> = match sets.iter().find(alone) {
+            Some(set) => vec![set],
+            None => sets.iter().collect(),
+        };
+        Error::Usage(blamed(guilty, &problem))
     })?;
-    recipe.validate().map_err(|error| all(&error))?;
+    recipe.validate().map_err(|RecipeErrors(faults)| {
+        Error::several(faults.into_iter().map(|fault| {
+            let guilty = sets
+                .iter()
+                .filter(|set| set.split_once('=').is_some_and(|(key, _)| key.trim() == fault.field));
+            Error::Usage(blamed(guilty, &fault))
+        }))
+    })?;
     Ok(recipe)
+}
+
+/// A problem with the assignments it comes from; a value of the recipe's own has none.
+fn blamed<'a>(sets: impl IntoIterator<Item = &'a String>, problem: &dyn Display) -> String {
+    let sets: String = sets.into_iter().map(|set| format!("--set {set}: ")).collect();
+    format!("{sets}{problem}")
 }
 
 /// Carries out assignments `key=value`.

@@ -1,12 +1,16 @@
-//! One run's directory: who may write to it, what is already there, and writing what is new.
+//! One run's directory: who may write to it, what is already there, replacing that, and writing what is new.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use run_record::{EpochStats, Recipe, RunRecord, STATUS_COMPLETE, remove_partial_files, write_atomically};
+use run_record::{
+    EpochStats, Recipe, RunRecord, STATUS_COMPLETE, STATUS_FAILED, remove_partial_files, write_atomically,
+};
+use rustix::fs::{Access, access};
 use sha2::{Digest, Sha256};
 
 use crate::precision::Precision;
+use crate::progress::Log;
 use crate::{Error, checkpoint, recipes, tensorboard};
 
 /// The files of a run, besides the lock.
@@ -15,6 +19,13 @@ const FILES: [&str; 6] =
 
 /// Its directories.
 const DIRECTORIES: [&str; 2] = ["checkpoints", "tensorboard"];
+
+/// Where an earlier run waits until the one that replaces it has begun. While it is there it is the run, whatever
+/// lies beside it: only a kill leaves it there.
+const REPLACED: &str = "replaced";
+
+/// What becomes of it then.
+const DISCARDED: &str = "discarded.partial";
 
 /// A run directory, locked for this process.
 #[derive(Debug)]
@@ -27,16 +38,38 @@ pub struct RunDir {
 /// What a run directory holds before a run starts.
 #[derive(Debug)]
 pub enum Found {
-    /// Nothing of a run.
+    /// Nothing of a run, or one that failed before it had anything to lose.
     Nothing,
     /// A run of this recipe and seed that did not finish, or whose weights are gone.
     Unfinished(Box<RunRecord>),
-    /// A finished run of this recipe and seed on this data, with the weights it recorded.
+    /// A finished run of this recipe and seed, with the weights it recorded.
     Finished(Box<RunRecord>),
 }
 
+/// Looks for what would keep a run directory from being made at `path`, without making it.
+///
+/// # Errors
+/// A path that leads through a file, or where this process may not write.
+pub fn check_place(path: &Path) -> Result<(), Error> {
+    let absolute = std::path::absolute(path).map_err(Error::io(path))?;
+    let existing = absolute.ancestors().find(|ancestor| ancestor.exists());
+    let Some(existing) = existing else { return Ok(()) };
+    if !existing.is_dir() {
+        return Err(Error::RunDir { path: existing.to_owned(), problem: "it is no directory".to_owned() });
+    }
+    access(existing, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| Error::io(existing)(error.into()))
+}
+
 impl RunDir {
-    /// Creates the directory if need be and locks it.
+    /// Locks a run directory that exists. `None` if it does not.
+    ///
+    /// # Errors
+    /// A directory that cannot be written, or another trainer that is using it.
+    pub fn existing(path: &Path) -> Result<Option<Self>, Error> {
+        if path.is_dir() { Self::open(path).map(Some) } else { Ok(None) }
+    }
+
+    /// Creates the directory if need be and locks it. A run that a killed replacement had set aside is put back.
     ///
     /// # Errors
     /// A directory that cannot be made or written, or another trainer that is using it.
@@ -45,15 +78,20 @@ impl RunDir {
         let lock_path = path.join("run.lock");
         let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(Error::RunDir {
-                path: path.to_owned(),
-                problem:
-                    "another trainer is writing to this run; wait for it, or give --out another directory"
-                        .to_owned(),
-            }),
-            Err(TryLockError::Error(error)) => Err(Error::io(&lock_path)(error)),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::RunDir {
+                    path: path.to_owned(),
+                    problem:
+                        "another trainer is writing to this run; wait for it, or give --out another directory"
+                            .to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io(&lock_path)(error)),
         }
+        let run = Self { path: path.to_owned(), _lock: lock };
+        run.put_back()?;
+        Ok(run)
     }
 
     /// The path of a file of the run.
@@ -74,15 +112,8 @@ impl RunDir {
     /// What is there, given what is to be run.
     ///
     /// # Errors
-    /// A run of another recipe, seed or precision, a finished one on other data, files of nobody's run, or
-    /// files that cannot be read.
-    pub fn find(
-        &self,
-        recipe: &Recipe,
-        seed: u64,
-        precision: Precision,
-        data_sha256: &str,
-    ) -> Result<Found, Error> {
+    /// A run of another recipe, seed or precision, files of nobody's run, or files that cannot be read.
+    pub fn find(&self, recipe: &Recipe, seed: u64, precision: Precision) -> Result<Found, Error> {
         let unreadable =
             |name: &str, problem| self.in_the_way(format!("its {name} cannot be read ({problem})"));
         let Some(record) = self.read("record.json")? else {
@@ -92,8 +123,11 @@ impl RunDir {
             };
         };
         let record = RunRecord::parse(&record).map_err(|problem| unreadable("record.json", problem))?;
-        let old = match self.read("recipe.toml")? {
-            Some(old) => Recipe::parse(&old).map_err(|problem| unreadable("recipe.toml", problem))?,
+        if record.result.status.starts_with(STATUS_FAILED) && self.has_nothing_to_lose()? {
+            return Ok(Found::Nothing);
+        }
+        let old = match self.recipe()? {
+            Some(old) => old,
             // Killed between the two files; the record tells whether the recipe was this one.
             None if record.result.recipe_sha256 == recipes::digest(recipe)? => recipe.clone(),
             None => return Err(self.in_the_way("it has a record.json and no recipe.toml".to_owned())),
@@ -109,19 +143,10 @@ impl RunDir {
         if !differences.is_empty() {
             return Err(self.in_the_way(format!("it holds another run ({})", differences.join(", "))));
         }
-        let (seen, complete) = (&record.result.data_sha256, record.result.status == STATUS_COMPLETE);
-        // A run that failed for want of data has seen none.
-        if seen != data_sha256 && (complete || !seen.is_empty()) {
-            return Err(
-                self.in_the_way(format!("it holds a run on other data (SHA-256 {seen}, now {data_sha256})"))
-            );
-        }
-        if !complete {
-            return Ok(Found::Unfinished(Box::new(record)));
-        }
+        let complete = record.result.status == STATUS_COMPLETE;
         let weights = recipe.train.select.weights_file();
-        if !self.file(weights).exists() {
-            return Ok(Found::Unfinished(Box::new(record))); // a checkpoint has them
+        if !complete || !self.file(weights).exists() {
+            return Ok(Found::Unfinished(Box::new(record))); // a checkpoint has the weights
         }
         let digest = fs::read(self.file(weights)).map(|bytes| recipes::hex(&Sha256::digest(bytes)));
         if digest.ok() != record.weights_sha256 {
@@ -130,6 +155,41 @@ impl RunDir {
             return Err(self.in_the_way(problem));
         }
         Ok(Found::Finished(Box::new(record)))
+    }
+
+    /// The recipe of the run that is there.
+    ///
+    /// # Errors
+    /// One that cannot be read.
+    pub fn recipe(&self) -> Result<Option<Recipe>, Error> {
+        let text = self.read("recipe.toml")?;
+        let recipe = text.map(|text| Recipe::parse(&text)).transpose();
+        recipe.map_err(|problem| self.in_the_way(format!("its recipe.toml cannot be read ({problem})")))
+    }
+
+    /// Checks that a run that was found saw the data that is there now.
+    ///
+    /// # Errors
+    /// It saw others.
+    pub fn check_data(&self, found: &Found, data_sha256: &str) -> Result<(), Error> {
+        let (Found::Unfinished(record) | Found::Finished(record)) = found else { return Ok(()) };
+        let seen = &record.result.data_sha256;
+        if seen == data_sha256 {
+            return Ok(());
+        }
+        Err(self.in_the_way(format!("it holds a run on other data (SHA-256 {seen}, now {data_sha256})")))
+    }
+
+    /// Whether a file lies in the directory.
+    pub fn holds(&self, file: &Path) -> bool {
+        fs::canonicalize(&self.path).is_ok_and(|directory| file.starts_with(directory))
+    }
+
+    /// Whether a run left no epoch, no checkpoint and no weights.
+    fn has_nothing_to_lose(&self) -> Result<bool, Error> {
+        let kept = ["history.csv", "best.safetensors", "last.safetensors"];
+        let has_none = !kept.iter().any(|name| self.file(name).exists());
+        Ok(has_none && checkpoint::positions(&self.checkpoints())?.is_empty())
     }
 
     fn in_the_way(&self, problem: String) -> Error {
@@ -150,11 +210,11 @@ impl RunDir {
         }
     }
 
-    /// Removes the files of an earlier run, so that nothing of it can be taken for the new one's.
+    /// Removes the files of a run, so that nothing of it can be taken for another's.
     ///
     /// # Errors
     /// A file that cannot be removed.
-    pub fn clear(&self) -> Result<(), Error> {
+    fn clear(&self) -> Result<(), Error> {
         checkpoint::clear(&self.checkpoints())?;
         let boards = self.file("tensorboard");
         tensorboard::clear(&boards).map_err(Error::io(&boards))?;
@@ -170,12 +230,68 @@ impl RunDir {
         Ok(())
     }
 
+    /// Moves what is there of a run out of the way until [`RunDir::discard`] or [`RunDir::put_back`].
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn set_aside(&self) -> Result<(), Error> {
+        if !FILES.iter().chain(&DIRECTORIES).any(|name| self.file(name).exists()) {
+            return Ok(());
+        }
+        let aside = self.file(REPLACED);
+        fs::create_dir(&aside).map_err(Error::io(&aside))?;
+        // The record last: with it the run is there, without it here.
+        for name in DIRECTORIES.iter().chain(FILES.iter().rev()) {
+            move_if_there(&self.file(name), &aside.join(name))?;
+        }
+        sync(&aside).and_then(|()| sync(&self.path))
+    }
+
+    /// Puts the run back that was set aside, in the place of the one that was to replace it. `false` if there was none.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn put_back(&self) -> Result<bool, Error> {
+        let aside = self.file(REPLACED);
+        if !aside.exists() {
+            return Ok(false);
+        }
+        // With records in both places, nothing was put back yet, and what is here is the replacement's.
+        if aside.join("record.json").exists() && self.file("record.json").exists() {
+            self.clear()?;
+        }
+        for name in DIRECTORIES.iter().chain(FILES.iter().rev()) {
+            move_if_there(&aside.join(name), &self.file(name))?;
+        }
+        fs::remove_dir(&aside).map_err(Error::io(&aside))?;
+        sync(&self.path)?;
+        Ok(true)
+    }
+
+    /// Lets go of the run that was set aside, if there is one.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn discard(&self) -> Result<(), Error> {
+        let (aside, gone) = (self.file(REPLACED), self.file(DISCARDED));
+        if aside.exists() {
+            // At once: half of a run is none to be put back.
+            fs::rename(&aside, &gone).map_err(Error::io(&aside))?;
+            fs::remove_dir_all(&gone).map_err(Error::io(&gone))?;
+        }
+        Ok(())
+    }
+
     /// Removes what killed trainers left half-written.
     ///
     /// # Errors
     /// A file that cannot be removed.
     pub fn tidy(&self) -> Result<(), Error> {
         remove_partial_files(&self.path).map_err(Error::io(&self.path))?;
+        let discarded = self.file(DISCARDED);
+        if discarded.exists() {
+            fs::remove_dir_all(&discarded).map_err(Error::io(&discarded))?;
+        }
         Ok(checkpoint::tidy(&self.checkpoints())?)
     }
 
@@ -183,9 +299,15 @@ impl RunDir {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn log(&self) -> Result<File, Error> {
+    pub fn log(&self) -> Result<Log, Error> {
         let path = self.file("train.log");
-        File::options().create(true).append(true).open(&path).map_err(Error::io(&path))
+        let file = File::options().create(true).append(true).open(&path);
+        file.map(Log).map_err(Error::io(&path))
+    }
+
+    /// Whether a run began in the directory.
+    pub fn has_record(&self) -> bool {
+        self.file("record.json").exists()
     }
 
     /// Replaces a file of the run.
@@ -225,4 +347,16 @@ impl RunDir {
         text.push('\n');
         self.write("record.json", text.as_bytes())
     }
+}
+
+fn move_if_there(from: &Path, to: &Path) -> Result<(), Error> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(from)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Has a directory's entries on the disk.
+fn sync(directory: &Path) -> Result<(), Error> {
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(Error::io(directory))
 }

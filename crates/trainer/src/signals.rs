@@ -17,6 +17,7 @@ const BY_SIGNAL: i32 = 128;
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     signal: Arc<AtomicUsize>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Stop {
@@ -24,7 +25,12 @@ impl Stop {
     ///
     /// # Errors
     /// The system's refusal.
-    pub fn listen() -> io::Result<Self> {
+    pub fn listen() -> Result<Self, Error> {
+        Self::register()
+            .map_err(|error| Error::Training(format!("the system does not deliver signals: {error}")))
+    }
+
+    fn register() -> io::Result<Self> {
         let stop = Self::default();
         let again = Arc::new(AtomicBool::new(false));
         // In this order: the first Ctrl-C finds the switch off and turns it on, the second finds it on.
@@ -32,8 +38,14 @@ impl Stop {
         flag::register(SIGINT, again)?;
         for signal in [SIGINT, SIGTERM, SIGUSR1] {
             flag::register_usize(signal, Arc::clone(&stop.signal), signal.unsigned_abs() as usize)?;
+            flag::register(signal, Arc::clone(&stop.stopped))?;
         }
         Ok(stop)
+    }
+
+    /// Set once a signal has come, for what looks often.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.stopped
     }
 
     /// # Errors

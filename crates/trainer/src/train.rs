@@ -1,4 +1,4 @@
-//! The `train` command: from a recipe to a finished run directory.
+//! The `train` command: a plan, the data, a run directory, training, a record.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -6,19 +6,18 @@ use std::time::Instant;
 
 use data_cifar::{ChannelStats, keyed_seed};
 use run_record::{
-    EpochStats, InitialWeights, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING,
+    EpochStats, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_FAILED, STATUS_RUNNING,
     STATUS_STOPPED, duration,
 };
 use serde_json::json;
 use tch::Device;
-use tch::nn::VarStore;
 
 use crate::board::Board;
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::data::{self, Part, Source};
+use crate::data::{Part, Source};
 use crate::evaluate::{Metrics, evaluate};
 use crate::fit::{Job, fit};
 use crate::keeper::{Keeper, Saving};
+use crate::plan::Plan;
 use crate::precision::Precision;
 use crate::presentation::Presentation;
 use crate::progress::{Output, Progress};
@@ -28,7 +27,7 @@ use crate::run_dir::{Found, RunDir};
 use crate::signals::Stop;
 use crate::state::{Identity, Machine, State};
 use crate::summary::grouped;
-use crate::weights::{self, Card, Head, WeightsFile};
+use crate::weights::{self, Card, Head};
 use crate::{Error, environment, error, inspect};
 
 /// What `train` was asked for.
@@ -38,6 +37,8 @@ pub struct Request {
     pub root: PathBuf,
     /// What to train and how.
     pub resolved: Resolved,
+    /// The weights to start from, if not fresh draws.
+    pub weights: Option<PathBuf>,
     /// Where the data is, if not where `fetch` puts it.
     pub data_dir: Option<PathBuf>,
     /// Decode the pictures of a folder as they are needed, even if they would fit in memory.
@@ -62,155 +63,77 @@ pub struct Request {
     pub output: Output,
 }
 
+impl Request {
+    /// Where the run goes.
+    pub fn run_path(&self, preset: &str) -> PathBuf {
+        let model = &self.resolved.recipe.model.name;
+        let default = || self.root.join("results/runs").join(format!("{model}--{preset}--s{}", self.seed));
+        self.out.clone().unwrap_or_else(default)
+    }
+}
+
 /// Trains, tests and records one run, goes on with one that was stopped, or finds that it is already done.
 ///
+/// Nothing is written before everything that can be known was checked. A run that is replaced is kept until the first
+/// step of the one that replaces it is made.
+///
 /// # Errors
-/// See [`Error`]. A run that could not be finished has a record that says `failed: …`, one that was asked to stop
-/// one that says so.
+/// See [`Error`]. A run that began and could not be finished has a record that says `failed: …`, one that was asked
+/// to stop one that says so.
 pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
-    let Request { root, resolved: Resolved { recipe, preset }, seed, output, .. } = request;
-    let model = &recipe.model.name;
-    // A folder's classes are known only once it is read, but a wrong model field is wrong at once.
-    let without_data = architecture(recipe, data::class_count(recipe.dataset))?;
-    let default = || root.join("results/runs").join(format!("{model}--{preset}--s{seed}"));
-    let run = RunDir::open(&request.out.clone().unwrap_or_else(default))?;
-
-    let loaded =
-        data::load(recipe, root, request.data_dir.as_deref(), request.stream, &mut |text| output.say(text));
-    let source = match loaded {
-        Ok(source) => source,
-        // What was asked for wrongly leaves no run behind.
-        Err(error @ Error::Usage(_)) => return Err(error),
-        Err(error) => {
-            record_missing_data(request, &without_data, &run, &error)?;
-            return Err(error);
-        }
-    };
-    let architecture = architecture(recipe, Some(source.class_names.len() as i64))?;
-    if let Some(weights) = &recipe.initial_weights {
-        verify(weights)?;
-    }
-    let found = match request.fresh {
-        true => Found::Nothing,
-        false => run.find(recipe, *seed, request.precision, &source.sha256)?,
-    };
-    let mut record = new_record(request, &architecture, &source.sha256)?;
-    record.skipped_files = source.skipped.len();
-    let (mut checkpoint, mut notes) = (None, Vec::new());
-    match found {
-        Found::Finished(record) => {
-            output.say(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
-            output.event("result", json!({ "result": record.result }));
-            return Ok(());
-        }
-        // The same recipe, seed and data.
-        Found::Unfinished(earlier) => {
-            run.tidy()?;
-            checkpoint = newest_checkpoint(&run, &mut notes)?;
-            if let Some(Checkpoint { position, .. }) = &checkpoint {
-                record.result.started_at = earlier.result.started_at;
-                record.deterministic &= earlier.deterministic;
-                record.resumed_from = earlier.resumed_from;
-                record.resumed_from.push(position.to_string());
-            }
-        }
-        Found::Nothing => {
-            run.clear()?;
-            run.tidy()?;
-        }
+    let mut plan = Plan::resolve(request)?;
+    let (output, model) = (request.output, request.resolved.recipe.model.name.as_str());
+    let source = plan.read_data(request, stop)?;
+    let run = plan.open_run(request)?;
+    run.check_data(&plan.found, &source.sha256)?;
+    if let Found::Finished(record) = &plan.found {
+        output.say(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
+        output.event("result", json!({ "result": record.result }));
+        return Ok(());
     }
 
-    // The record first: a directory with one is known to be a run's.
-    run.write_record(&record)?;
-    run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
-    let progress = Progress::new(recipe.train.epochs, source.train.len(), *output, run.log()?);
-    progress.line(&format!(
-        "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} on {} with {} threads, seed {seed}",
-        grouped(architecture.params),
-        source.train.len(),
-        source.name,
-        recipe.train.epochs,
-        recipe.train.batch_size,
-        record.result.precision,
-        record.result.device,
-        record.result.threads,
-    ));
-    output.event("run", json!({ "path": run.path().display().to_string(), "result": record.result }));
-    notes.extend(source.skipped.iter().map(|skipped| format!("left out {skipped}")));
-    if request.deterministic && request.device.is_cuda() {
-        notes.push(
-            "deterministic algorithms only: slower, by how much depends on network and card".to_owned(),
-        );
-    }
-    for note in notes {
-        progress.line(&format!("{model}: {note}"));
-    }
-
-    let attempt = || train_and_test(request, stop, &architecture, &source, &run, &progress, checkpoint);
+    let recipe = &plan.resolved.recipe;
+    let mut record = new_record(request, &plan, &source)?;
+    let attempt = || train_and_test(request, stop, &plan, &source, &run, &record);
     // libtorch's refusals inside a forward pass (out of memory, say) come as panics of tch.
     let outcome = catch_unwind(AssertUnwindSafe(attempt))
         .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())))
         .map_err(|error| error.or_out_of_memory(&recipe.train));
-    progress.finish();
     record.result.peak_memory_mb = environment::peak_memory_mb(request.device);
     match outcome {
         Ok(finished) => {
             finish(&mut record, &finished);
             run.write_record(&record)?;
-            progress.line(&format!("{model}: {}; in {}", verdict(&record.result), run.path().display()));
+            let text = format!("{model}: {}; in {}", verdict(&record.result), run.path().display());
+            run.log()?.line(&text);
+            output.say(&text);
             output.event("result", json!({ "result": record.result }));
             Ok(())
         }
         Err(error) => {
             let stopped = matches!(error, Error::Stopped { .. });
             record.result.status =
-                if stopped { STATUS_STOPPED.to_owned() } else { format!("failed: {error}") };
-            // The first error is the one to report, even if the disk cannot take the record.
-            let _ = run.write_record(&record);
+                if stopped { STATUS_STOPPED.to_owned() } else { format!("{STATUS_FAILED}{error}") };
             output.event("end", json!({ "status": record.result.status }));
+            let place = run.path().display();
+            // The first error is the one to report, even if the disk can take no more.
+            if run.put_back().unwrap_or(false) {
+                output.say(&format!("{model}: no step was made; {place} holds the earlier run as it was"));
+                return Err(error);
+            }
+            if run.has_record() {
+                let _ = run.write_record(&record);
+            }
             if stopped {
-                let (place, again) =
-                    (run.path().display(), if request.fresh { " without --fresh" } else { "" });
-                progress.line(&format!(
-                    "{model}: everything is saved in {place}; the same command{again} goes on"
-                ));
+                let again = if request.fresh { " without --fresh" } else { "" };
+                let text =
+                    format!("{model}: everything is saved in {place}; the same command{again} goes on");
+                let _ = run.log().map(|log| log.line(&text));
+                output.say(&text);
             }
             Err(error)
         }
     }
-}
-
-/// The checkpoint to go on from, if there is one. Those that cannot be used are noted.
-fn newest_checkpoint(run: &RunDir, notes: &mut Vec<String>) -> Result<Option<Checkpoint>, Error> {
-    let found = checkpoint::find(&run.checkpoints())?;
-    for error in found.passed_over {
-        if matches!(error, CheckpointError::Newer { .. }) {
-            return Err(error.into());
-        }
-        notes.push(error.to_string());
-    }
-    notes.push(match &found.checkpoint {
-        Some(checkpoint) => format!("goes on from checkpoint {}", checkpoint.position),
-        None => "there is no whole checkpoint of this run; training starts over".to_owned(),
-    });
-    Ok(found.checkpoint)
-}
-
-/// Leaves a failed record for a run that had no data to begin with, unless a run is there already.
-fn record_missing_data(
-    request: &Request,
-    architecture: &Architecture,
-    run: &RunDir,
-    error: &Error,
-) -> Result<(), Error> {
-    let recipe = &request.resolved.recipe;
-    if let Ok(Found::Nothing) = run.find(recipe, request.seed, request.precision, "") {
-        let mut record = new_record(request, architecture, "")?;
-        record.result.status = format!("failed: {error}");
-        run.write_record(&record)?;
-        run.write("recipe.toml", recipes::to_toml(recipe)?.as_bytes())?;
-    }
-    Ok(())
 }
 
 /// The recipe's network, with the input its data ask for and a head for so many classes, or the variant's.
@@ -247,27 +170,26 @@ struct Finished {
 fn train_and_test(
     request: &Request,
     stop: &Stop,
-    architecture: &Architecture,
+    plan: &Plan,
     source: &Source,
     run: &RunDir,
-    progress: &Progress,
-    checkpoint: Option<Checkpoint>,
+    record: &RunRecord,
 ) -> Result<Finished, Error> {
-    let Request { resolved: Resolved { recipe, .. }, seed, device, precision, .. } = request;
-    let vs = VarStore::new(*device);
-    seed_initial_weights(*seed);
-    let network = architecture.init(&vs.root())?;
-    if let Some(weights) = &recipe.initial_weights {
-        for note in weights::load(&vs, architecture, &weights.file, Head::For(&source.class_names))? {
-            progress.line(&format!("{}: {}: {note}", architecture.model, weights.file.display()));
-        }
-    }
+    let Request { seed, device, precision, output, .. } = request;
+    let Plan { resolved: Resolved { recipe, .. }, architecture, vs, network, .. } = plan;
     let stats = source.normalization(&recipe.data)?;
-    let (train_set, test_set) = source.sets(*device)?;
-    let mut state = State::new(&vs, architecture, recipe)?;
-    let mut keeper = keeper(request, architecture, source, run, &stats)?;
-    if let Some(checkpoint) = checkpoint {
-        let machine = state.restore(&vs, &checkpoint, &keeper.identity)?;
+    let (train_set, test_set) = source.sets(*device).map_err(Error::or_placing)?;
+    let presentation = Presentation::new(recipe, &stats, source.class_names.len() as i64, *device)?;
+    let mut state = State::new(vs, architecture, recipe)?;
+    let mut keeper = keeper(request, plan, source, run, &stats)?;
+    let machine =
+        plan.checkpoint.as_ref().map(|saved| state.restore(vs, saved, &keeper.identity)).transpose()?;
+
+    begin(run, plan, record)?;
+    let progress = Progress::new(recipe.train.epochs, source.parts.train.len(), *output, run.log()?);
+    tell_beginning(&progress, plan, source, record);
+    output.event("run", json!({ "path": run.path().display().to_string(), "result": record.result }));
+    if let (Some(machine), Some(checkpoint)) = (machine, &plan.checkpoint) {
         if machine != keeper.machine {
             progress.line(&format!(
                 "{}: this checkpoint was computed elsewhere ({machine}); \
@@ -279,12 +201,13 @@ fn train_and_test(
         keeper.publish_weights(&state)?;
         run.write_history(&state.counters.history)?;
     }
+    let train = Part { set: &train_set, range: source.parts.train.clone() };
     if let Some(histograms) = request.tensorboard {
         let updates = state.counters.updates;
         let mut board = Board::open(run.file("tensorboard"), updates, histograms)?;
         if updates == 0 {
-            let sheet = inspect::sheet(recipe, source, (*seed, 1), 16, *device)?;
-            board.picture(0, "train/images", &sheet)?;
+            let shown = inspect::Shown { recipe, class_names: &source.class_names, stats: &stats };
+            board.picture(0, "train/images", &inspect::sheet(&shown, &train, (*seed, 1), 16)?)?;
         }
         keeper.board = Some(board);
     }
@@ -292,12 +215,12 @@ fn train_and_test(
         recipe,
         seed: *seed,
         network: network.as_ref(),
-        vs: &vs,
-        train: Part { set: &train_set, range: source.train.clone() },
-        validation: Part { set: &train_set, range: source.validation.clone() },
-        presentation: Presentation::new(recipe, &stats, source.class_names.len() as i64, *device)?,
+        vs,
+        train,
+        validation: Part { set: &train_set, range: source.parts.validation.clone() },
+        presentation,
         precision: *precision,
-        progress,
+        progress: &progress,
         stop,
     };
     progress.at(&state);
@@ -312,9 +235,9 @@ fn train_and_test(
 
     let kept = state.kept.ok_or_else(|| Error::Training("no epoch was trained".to_owned()))?;
     // Tested are the weights on disk, as anyone would load them.
-    weights::load(&vs, architecture, &run.file(recipe.train.select.weights_file()), Head::Same)?;
+    weights::load(vs, architecture, &run.file(recipe.train.select.weights_file()), Head::Same)?;
     let test = Part { set: &test_set, range: 0..test_set.len() };
-    let test = evaluate(job.network, &test, &job.presentation, &recipe.train, stop)?;
+    let test = evaluate(job.network, &[test], &job.presentation, &recipe.train, stop)?;
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
@@ -324,17 +247,55 @@ fn train_and_test(
     Ok(Finished { history, kept: epoch, test, weights_sha256: kept.sha256 })
 }
 
+/// Makes the directory the run's. What it holds of another one is set aside.
+fn begin(run: &RunDir, plan: &Plan, record: &RunRecord) -> Result<(), Error> {
+    if matches!(plan.found, Found::Nothing) {
+        run.set_aside()?;
+    }
+    // The record first: a directory with one is known to be a run's.
+    run.write_record(record)?;
+    run.write("recipe.toml", recipes::to_toml(&plan.resolved.recipe)?.as_bytes())
+}
+
+fn tell_beginning(progress: &Progress, plan: &Plan, source: &Source, record: &RunRecord) {
+    let (row, model) = (&record.result, &plan.architecture.model);
+    // They were said before the pictures were decoded.
+    for note in &plan.notes {
+        progress.log(&format!("{model}: {note}"));
+    }
+    progress.line(&format!(
+        "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} on {} with {} threads, seed {}",
+        grouped(row.params),
+        source.parts.train.len(),
+        source.name,
+        row.epochs,
+        row.batch_size,
+        row.precision,
+        row.device,
+        row.threads,
+        row.seed,
+    ));
+    for skipped in &source.skipped {
+        progress.line(&format!("{model}: left out {skipped}"));
+    }
+}
+
 /// What writes this run down.
 fn keeper<'a>(
     request: &Request,
-    architecture: &Architecture,
+    plan: &Plan,
     source: &Source,
     run: &'a RunDir,
     stats: &ChannelStats,
 ) -> Result<Keeper<'a>, Error> {
-    let Request { resolved: Resolved { recipe, .. }, seed, device, precision, saving, .. } = request;
+    let Request { seed, device, precision, saving, .. } = request;
+    let Plan { resolved: Resolved { recipe, .. }, architecture, .. } = plan;
+    // Weights of the run that is replaced are gone once this one has begun.
+    let initial = recipe.initial_weights.as_ref();
     Ok(Keeper {
         run,
+        has_begun: plan.checkpoint.is_some(),
+        starts_from_itself: initial.is_some_and(|weights| run.holds(&weights.file)),
         card: Card {
             model: architecture.model.clone(),
             family: architecture.family.to_owned(),
@@ -368,25 +329,25 @@ fn keeper<'a>(
     })
 }
 
-/// Checks that initial weights are the ones the recipe means.
-fn verify(InitialWeights { file, sha256 }: &InitialWeights) -> Result<(), Error> {
-    let found = WeightsFile::open(file)?.sha256()?;
-    if found == *sha256 {
-        return Ok(());
-    }
-    let problem = format!("its SHA-256 is {found}, the recipe's initial weights have {sha256}");
-    Err(Error::Weights { path: file.clone(), problem })
-}
-
 /// Seeds the generator that a network's parameters are drawn from.
 pub fn seed_initial_weights(seed: u64) {
     tch::manual_seed(keyed_seed(seed, "init", 0, 0));
 }
 
-fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str) -> Result<RunRecord, Error> {
-    let Request { root, resolved: Resolved { recipe, preset }, seed, device, .. } = request;
+fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<RunRecord, Error> {
+    let Request { root, seed, device, .. } = request;
+    let Plan { resolved: Resolved { recipe, preset }, architecture, .. } = plan;
     let reference = recipe.reference.clone();
     let card = torch_ext::card(*device)?;
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    // A run that goes on keeps what it was.
+    let (started_at, resumed_from, deterministic) = match (&plan.found, &plan.checkpoint) {
+        (Found::Unfinished(earlier), Some(checkpoint)) => {
+            let places = earlier.resumed_from.iter().cloned().chain([checkpoint.position.to_string()]);
+            (earlier.result.started_at.clone(), places.collect(), earlier.deterministic)
+        }
+        _ => (now, Vec::new(), true),
+    };
     let result = ResultRow {
         model: recipe.model.name.clone(),
         family: architecture.family.to_owned(),
@@ -413,10 +374,10 @@ fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str)
         precision: request.precision.as_str().to_owned(),
         threads: tch::get_num_threads(),
         libtorch: environment::LIBTORCH.to_owned(),
-        data_sha256: data_sha256.to_owned(),
+        data_sha256: source.sha256.clone(),
         recipe_sha256: recipes::digest(recipe)?,
         git_commit: environment::git_commit(root),
-        started_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        started_at,
         status: STATUS_RUNNING.to_owned(),
     };
     Ok(RunRecord {
@@ -428,9 +389,9 @@ fn new_record(request: &Request, architecture: &Architecture, data_sha256: &str)
         cpu: environment::cpu(),
         driver: card.as_ref().and_then(|card| card.driver.clone()),
         gpu: card.map(|card| card.name),
-        deterministic: request.deterministic,
-        skipped_files: 0,
-        resumed_from: Vec::new(),
+        deterministic: request.deterministic && deterministic,
+        skipped_files: source.skipped.len(),
+        resumed_from,
     })
 }
 

@@ -85,13 +85,3 @@ pub fn load(
 fn wrong(path: &Path, problem: impl Into<String>) -> Error {
     Error::Weights { path: path.to_owned(), problem: problem.into() }
 }
-
-/// The first names and how many more there are.
-fn some(names: &[String]) -> String {
-    const SHOWN: usize = 5;
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len() {
-        0..=SHOWN => shown,
-        all => format!("{shown} and {} more", all - SHOWN),
-    }
-}

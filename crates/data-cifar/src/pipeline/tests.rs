@@ -4,7 +4,7 @@ use super::*;
 use crate::erase::EraseMode;
 use crate::normalize::ChannelStats;
 use crate::resample::Interpolation;
-use ndarray::{Array1, Array4};
+use ndarray::{ArcArray, Array1};
 use proptest::prelude::*;
 use tch::{Device, Kind};
 
@@ -27,7 +27,7 @@ fn labelled(n: usize, side: usize) -> Labelled {
         let noise = ((n * 7919 + c * 104_729 + y * 1299 + x * 15_485) * 2_654_435_761) >> 7;
         if (y / 4 + n) % 3 == 0 { (n * 37 % 256) as u8 } else { noise as u8 }
     };
-    let images = Array4::from_shape_fn((n, 3, side, side), pixel);
+    let images = ArcArray::from_shape_fn((n, 3, side, side), pixel);
     let labels = Array1::from_shape_fn(n, |n| (n % 10) as u16);
     Labelled { images, labels }
 }

@@ -5,12 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use run_record::first_few;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
-use super::{CARD_KEY, Card, other, some, wrong};
+use super::{CARD_KEY, Card, other, wrong};
 use crate::{Error, recipes};
 
 /// Bytes before the header: its length.
@@ -111,7 +112,7 @@ impl WeightsFile {
         let info = self.header.info(name).ok_or_else(|| {
             let mut names = self.header.offset_keys();
             names.sort();
-            let there = if names.is_empty() { "none".to_owned() } else { some(&names) };
+            let there = if names.is_empty() { "none".to_owned() } else { first_few(&names) };
             wrong(&self.path, format!("it has no tensor {name:?}; it has {there}"))
         })?;
         let kind = floating(info.dtype).ok_or_else(|| {

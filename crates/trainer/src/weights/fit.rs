@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use run_record::first_few;
 use safetensors::Dtype;
 use serde::Deserialize;
 use tch::nn::VarStore;
@@ -9,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::file::{WeightsFile, floating};
 use super::names::{Names, match_names};
-use super::{Card, some, wrong};
+use super::{Card, wrong};
 use crate::Error;
 use crate::registry::{Architecture, Resample};
 
@@ -110,7 +111,7 @@ impl WeightsFile {
         ]
         .into_iter()
         .filter(|(_, names)| !names.is_empty())
-        .map(|(what, names)| format!("{what}: {}", some(&names)))
+        .map(|(what, names)| format!("{what}: {}", first_few(&names)))
         .collect();
         if problems.is_empty() {
             return Ok(Fit { notes, names, resample: architecture.resample });
@@ -150,7 +151,7 @@ impl WeightsFile {
                 "NaN or infinity in {} of {} tensors: {}; nothing can start from these weights",
                 broken.len(),
                 loaded.len(),
-                some(&broken)
+                first_few(&broken)
             );
             return Err(wrong(self.path(), problem));
         }
@@ -208,9 +209,9 @@ fn other_classes(theirs: &[String], ours: &[String]) -> String {
     if theirs == ours {
         "the file's head is of another form".to_owned()
     } else if sorted(theirs) == sorted(ours) {
-        format!("the file's head has the classes in another order ({})", some(theirs))
+        format!("the file's head has the classes in another order ({})", first_few(theirs))
     } else {
-        format!("the file's head is for {} other classes ({})", theirs.len(), some(theirs))
+        format!("the file's head is for {} other classes ({})", theirs.len(), first_few(theirs))
     }
 }
 
@@ -222,7 +223,7 @@ fn difference(card: &Card, architecture: &Architecture) -> Option<String> {
     let fields = card.config.as_object()?.iter();
     let other = fields.filter(|(field, value)| architecture.config[field.as_str()] != **value);
     let other: Vec<String> = other.map(|(field, value)| format!("model.{field} = {value}")).collect();
-    (!other.is_empty()).then(|| format!("the file is of {} with {}", card.model, some(&other)))
+    (!other.is_empty()).then(|| format!("the file is of {} with {}", card.model, first_few(&other)))
 }
 
 /// Whether the network knows how to make a tensor of one shape one of another. Tried on zeros that take no memory.

@@ -4,6 +4,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use run_record::first_few;
 use serde_json::Value;
 
 /// Of a file that is nothing known.
@@ -146,7 +147,7 @@ fn text(file: &mut File, size: u64, start: &[u8]) -> io::Result<Option<String>> 
             let mut files: Vec<String> = map.values().filter_map(Value::as_str).map(str::to_owned).collect();
             files.sort();
             files.dedup();
-            format!("an index of other files ({}); give one file that holds all tensors", super::some(&files))
+            format!("an index of other files ({}); give one file that holds all tensors", first_few(&files))
         }
         None => "a JSON file; give the safetensors file it describes".to_owned(),
     }))

@@ -1,0 +1,101 @@
+//! The commands, a file each, and the arguments that several share.
+
+pub mod device;
+pub mod evaluate;
+pub mod forward;
+pub mod init;
+pub mod inspect;
+pub mod list;
+pub mod summary;
+pub mod train;
+
+use std::path::{Path, PathBuf};
+
+use run_record::FieldValue;
+use trainer::Error;
+use trainer::progress::show;
+use trainer::recipes::{self, Resolved};
+use trainer::registry::{self, Architecture};
+
+#[derive(Debug, clap::Args)]
+pub struct NetworkArgs {
+    /// Network; `list` shows them.
+    pub model: String,
+    /// Number of classes, if not the variant's.
+    #[arg(long, value_name = "N")]
+    pub num_classes: Option<i64>,
+    /// Side of the images in pixels, if not the variant's.
+    #[arg(long, value_name = "S")]
+    pub image_size: Option<i64>,
+    /// Replace a field of the network's configuration, `model.depth=2`; repeatable.
+    #[arg(long = "set", value_name = "model.FIELD=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// Which recipe, on which data.
+#[derive(Debug, clap::Args)]
+pub struct RecipeArgs {
+    /// Network; `list` shows them. With --recipe it replaces the recipe's.
+    #[arg(long, required_unless_present = "recipe")]
+    pub model: Option<String>,
+    /// Set of recipes: a directory in recipes/.
+    #[arg(long, required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub preset: Option<String>,
+    /// Recipe file of your own.
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Replace a value of the recipe, `train.epochs=2` or `model.embed_dim=64`; repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Seed of every random draw.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// Where the data is.
+#[derive(Debug, clap::Args)]
+pub struct DataArgs {
+    /// Directory of the data set, if not where `cargo xtask fetch` puts it; of the pictures for a folder.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Decode the pictures of a folder as they are needed, even if they would fit in memory.
+    #[arg(long)]
+    pub stream: bool,
+}
+
+impl RecipeArgs {
+    /// The recipe.
+    pub fn resolve(&self, root: &Path) -> Result<Resolved, Error> {
+        match (&self.recipe, &self.preset, self.model.as_deref()) {
+            (Some(file), _, model) => recipes::from_file(file, model, &self.sets),
+            (None, Some(preset), Some(model)) => recipes::from_preset(root, preset, model, &self.sets),
+            _ => Err(Error::Usage("give --model and --preset, or --recipe".to_owned())),
+        }
+    }
+}
+
+impl NetworkArgs {
+    /// The network.
+    pub fn architecture(&self) -> Result<Architecture, Error> {
+        let mut fields = recipes::model_fields(&self.sets)?;
+        for (field, value) in [("num_classes", self.num_classes), ("image_size", self.image_size)] {
+            if let Some(value) = value {
+                fields.insert(field.to_owned(), FieldValue::Integer(value));
+            }
+        }
+        registry::find(&self.model)?.with_fields(&fields)
+    }
+}
+
+/// Prints a value as JSON.
+pub fn say_json(value: &impl serde::Serialize) -> Result<(), Error> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::Training(format!("the answer cannot be written as JSON: {error}")))?;
+    show(&json);
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! `forward`: one pass from file to file.
+
+use std::path::PathBuf;
+
+use trainer::forward::forward;
+use trainer::progress::note;
+use trainer::weights::Head;
+use trainer::{Error, environment};
+
+use super::NetworkArgs;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Weights; with --num-classes, a head for another number of classes is left as drawn.
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// File with a tensor `input` [B, 3, H, W], scaled, normalised and resized as the network sees it.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// File to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let architecture = args.network.architecture()?;
+    let device = environment::device(&args.device)?;
+    let head = if args.network.num_classes.is_some() { Head::OfSize } else { Head::Same };
+    let notes = forward(&architecture, &args.weights, head, &args.input, &args.output, device)?;
+    for text in notes {
+        note(&format!("note: {}: {text}", args.weights.display()));
+    }
+    Ok(())
+}

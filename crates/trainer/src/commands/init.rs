@@ -1,0 +1,33 @@
+//! `init`: freshly drawn weights.
+
+use std::path::PathBuf;
+
+use tch::Device;
+use tch::nn::VarStore;
+use trainer::paths::check_output;
+use trainer::{Error, train, weights};
+
+use super::NetworkArgs;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// File to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Error> {
+    check_output(&args.output, &[])?;
+    let architecture = args.network.architecture()?;
+    let vs = VarStore::new(Device::Cpu);
+    train::seed_initial_weights(args.seed);
+    architecture.init(&vs.root())?;
+    let bytes = weights::tensors_to_bytes(vs.variables().into_iter().collect(), None)?;
+    run_record::write_atomically(&args.output, &bytes).map_err(Error::io(&args.output))
+}

@@ -1,0 +1,333 @@
+//! A run before it begins: all that can be known of it without decoding a picture, and all that is wrong with it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use core_layers::{Model, trace};
+use data_cifar::ChannelStats;
+use run_record::{Algorithm, InitialWeights, Recipe};
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+use crate::Error;
+use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::data::{self, Listing, Purpose, Source};
+use crate::memory::{Budget, Limit, in_words};
+use crate::presentation::Presentation;
+use crate::recipes::Resolved;
+use crate::registry::Architecture;
+use crate::run_dir::{self, Found, RunDir};
+use crate::schedule::LearningRate;
+use crate::signals::Stop;
+use crate::train::{Request, architecture, seed_initial_weights};
+use crate::weights::{Head, WeightsFile, shapes};
+
+/// A run that can begin, as far as can be known.
+#[derive(Debug)]
+pub struct Plan {
+    /// The recipe, with the weights it starts from.
+    pub resolved: Resolved,
+    /// The network's description.
+    pub architecture: Architecture,
+    /// The network, with the weights it starts from.
+    pub network: Box<dyn Model>,
+    /// Its tensors.
+    pub vs: VarStore,
+    /// The data, not decoded.
+    pub listing: Listing,
+    /// Decode pictures as they are needed.
+    pub stream: bool,
+    /// The run's directory.
+    pub path: PathBuf,
+    /// The same, locked, if it exists.
+    pub run: Option<RunDir>,
+    /// What it holds.
+    pub found: Found,
+    /// The checkpoint to go on from.
+    pub checkpoint: Option<Checkpoint>,
+    /// What memory it takes.
+    pub memory: Budget,
+    /// What is worth saying before it begins.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Reads and checks everything but the pictures. Nothing is written. What is worth saying is said, whatever comes of
+    /// it.
+    ///
+    /// # Errors
+    /// All that is wrong, at once.
+    pub fn resolve(request: &Request) -> Result<Self, Error> {
+        let mut notes = Vec::new();
+        let plan = Self::with_notes(request, &mut notes);
+        let model = &request.resolved.recipe.model.name;
+        notes.iter().for_each(|note| request.output.say(&format!("{model}: {note}")));
+        plan.map(|plan| Self { notes, ..plan })
+    }
+
+    fn with_notes(request: &Request, notes: &mut Vec<String>) -> Result<Self, Error> {
+        let mut problems = Problems::default();
+        if request.deterministic && request.device.is_cuda() {
+            notes.push(
+                "deterministic algorithms only: slower, by how much depends on network and card".to_owned(),
+            );
+        }
+        let mut resolved = request.resolved.clone();
+        if request.weights.is_some() {
+            resolved.make_custom();
+        }
+        let path = request.run_path(&resolved.preset);
+        let run = problems.take(RunDir::existing(&path)).flatten();
+        if run.is_none() && problems.0.is_empty() {
+            problems.take(run_dir::check_place(&path));
+        }
+        // What a run began with need not be there any more.
+        let earlier = run.as_ref().filter(|_| !request.fresh);
+        let weights = problems.take(initial_weights(request, &mut resolved.recipe, earlier));
+        let recipe = &resolved.recipe;
+        let found = match (earlier, &weights) {
+            (Some(run), Some(_)) => problems.take(run.find(recipe, request.seed, request.precision)),
+            _ => Some(Found::Nothing),
+        };
+        let checkpoint = match (earlier, &found) {
+            (Some(run), Some(Found::Unfinished(_))) => {
+                problems.take(run.tidy().and_then(|()| newest_checkpoint(run, notes))).flatten()
+            }
+            _ => None,
+        };
+
+        let listing =
+            problems.take(data::list(recipe, &request.root, request.data_dir.as_deref(), Purpose::Training));
+        if let Some(listing) = &listing {
+            notes.extend(listing.notes.iter().cloned());
+            let (faults, remarks) = listing.parts.judge(&listing.class_names, recipe);
+            problems.0.extend(faults);
+            notes.extend(remarks);
+            let images = listing.parts.train.len();
+            problems.take(LearningRate::new(recipe, images).check());
+        }
+        let classes = listing.as_ref().map(|listing| listing.class_names.len() as i64);
+        let classes = classes.or(data::class_count(recipe.dataset));
+        problems.take(Presentation::new(recipe, &ChannelStats::UNIT, classes.unwrap_or(2), Device::Cpu));
+        let architecture = problems.take(architecture(recipe, classes));
+
+        let memory = problems.take(Budget::new(
+            listing.as_ref().map_or(0, Listing::bytes),
+            architecture.as_ref().map_or(0, |architecture| network_bytes(recipe, architecture)),
+            request.device,
+        ));
+        problems.take(memory.as_ref().map_or(Ok(()), Budget::check));
+        // The weights fit a network or not whatever else is wrong, but large networks take seconds to be drawn.
+        let wanted = problems.0.is_empty() || recipe.initial_weights.is_some();
+        let network = architecture.filter(|_| wanted).and_then(|architecture| {
+            let starts_elsewhere = checkpoint.is_some() || matches!(found, Some(Found::Finished(_)));
+            let initial = recipe.initial_weights.as_ref().filter(|_| !starts_elsewhere);
+            let class_names = listing.as_ref().map(|listing| listing.class_names.as_slice());
+            let initial = initial.map(|initial| (initial, weights.flatten(), class_names));
+            problems
+                .take(build(request, &architecture, initial, notes))
+                .map(|(vs, network)| (architecture, vs, network))
+        });
+        if let (Some((architecture, vs, network)), Some(listing)) = (&network, &listing) {
+            let images = listing.parts.train.len();
+            problems.take(check_batch_norm(recipe, architecture, vs, network.as_ref(), images));
+        }
+        match (network, listing, found, memory) {
+            (Some((architecture, vs, network)), Some(listing), Some(found), Some(memory))
+                if problems.0.is_empty() =>
+            {
+                let short_of = memory.short_of().filter(|_| listing.can_stream());
+                if let (Some(Limit { bytes, by }), false) = (short_of, request.stream) {
+                    notes.push(format!(
+                        "the pictures would take {} of {}, {by}; they are decoded as they are needed (--stream)",
+                        in_words(memory.pictures),
+                        in_words(bytes)
+                    ));
+                }
+                let stream = short_of.is_some() || (request.stream && listing.can_stream());
+                Ok(Self {
+                    resolved,
+                    architecture,
+                    network,
+                    vs,
+                    listing,
+                    stream,
+                    path,
+                    run,
+                    found,
+                    checkpoint,
+                    memory,
+                    notes: Vec::new(),
+                })
+            }
+            _ => Err(Error::several(problems.0)),
+        }
+    }
+}
+
+impl Plan {
+    /// Reads the data, and checks again what depends on how many pictures could be decoded.
+    ///
+    /// # Errors
+    /// Those of [`Listing::read`], or of pictures that are too few now.
+    pub fn read_data(&mut self, request: &Request, stop: &Stop) -> Result<Source, Error> {
+        let (recipe, output) = (&self.resolved.recipe, request.output);
+        let source = self.listing.read(recipe, self.stream, stop, &mut |text| output.say(text))?;
+        let images = source.parts.train.len();
+        let mut problems = Problems(source.parts.judge(&source.class_names, recipe).0);
+        if images != self.listing.parts.train.len() {
+            problems.take(LearningRate::new(recipe, images).check());
+            problems.take(self.check_batch_norm(images));
+        }
+        if problems.0.is_empty() { Ok(source) } else { Err(Error::several(problems.0)) }
+    }
+
+    fn check_batch_norm(&self, images: usize) -> Result<(), Error> {
+        let Self { resolved: Resolved { recipe, .. }, architecture, vs, network, .. } = self;
+        check_batch_norm(recipe, architecture, vs, network.as_ref(), images)
+    }
+
+    /// The run's directory, locked, and made if it was not there.
+    ///
+    /// # Errors
+    /// Those of [`RunDir::open`], or another run that began in it meanwhile.
+    pub fn open_run(&mut self, request: &Request) -> Result<RunDir, Error> {
+        if let Some(run) = self.run.take() {
+            return Ok(run);
+        }
+        let run = RunDir::open(&self.path)?;
+        run.find(&self.resolved.recipe, request.seed, request.precision)?;
+        Ok(run)
+    }
+}
+
+/// What is wrong so far.
+#[derive(Debug, Default)]
+struct Problems(Vec<Error>);
+
+impl Problems {
+    fn take<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+        result.map_err(|error| self.0.push(error.or_device())).ok()
+    }
+}
+
+/// Sets the recipe's initial weights to those of the request, and opens them, unless the run that is there began
+/// with them: then they may be gone, or replaced by its own.
+fn initial_weights(
+    request: &Request,
+    recipe: &mut Recipe,
+    run: Option<&RunDir>,
+) -> Result<Option<WeightsFile>, Error> {
+    let Some(file) = &request.weights else { return Ok(None) };
+    // The recipe is to be repeatable from anywhere.
+    let absolute = fs::canonicalize(file).or_else(|_| std::path::absolute(file)).map_err(Error::io(file))?;
+    if let Some(run) = run
+        && let Some(began) = run.recipe().ok().flatten().and_then(|recipe| recipe.initial_weights)
+        && began.file == absolute
+        && (!absolute.exists() || run.holds(&absolute))
+    {
+        recipe.initial_weights = Some(began);
+        return Ok(None);
+    }
+    if absolute.to_str().is_none() {
+        return Err(Error::Usage(format!(
+            "{}: this path is not UTF-8, and a recipe names the weights it starts from as text; rename the file, or copy it \
+             to a path that is",
+            absolute.display()
+        )));
+    }
+    let weights = WeightsFile::open(&absolute)?;
+    let sha256 = weights.sha256()?;
+    recipe.initial_weights = Some(InitialWeights { file: absolute, sha256 });
+    Ok(Some(weights))
+}
+
+type Initial<'a> = (&'a InitialWeights, Option<WeightsFile>, Option<&'a [String]>);
+
+/// The network, with its weights drawn or read. Without class names the head is any that fits.
+fn build(
+    request: &Request,
+    architecture: &Architecture,
+    initial: Option<Initial>,
+    notes: &mut Vec<String>,
+) -> Result<(VarStore, Box<dyn Model>), Error> {
+    let vs = VarStore::new(request.device);
+    seed_initial_weights(request.seed);
+    let network = architecture.init(&vs.root())?;
+    let Some((InitialWeights { file, sha256 }, opened, class_names)) = initial else {
+        return Ok((vs, network));
+    };
+    let weights = opened.map_or_else(|| WeightsFile::open(file), Ok)?;
+    let found = weights.sha256()?;
+    if found != *sha256 {
+        let problem = format!("its SHA-256 is {found}, the recipe's initial weights have {sha256}");
+        return Err(Error::Weights { path: file.clone(), problem });
+    }
+    let fit = weights.fit(architecture, &shapes(&vs), class_names.map_or(Head::OfSize, Head::For))?;
+    weights.load(&fit, &vs)?;
+    notes.extend(fit.notes.iter().map(|note| format!("{}: {note}", file.display())));
+    Ok((vs, network))
+}
+
+/// The checkpoint to go on from, if there is one. Those that cannot be used are noted.
+fn newest_checkpoint(run: &RunDir, notes: &mut Vec<String>) -> Result<Option<Checkpoint>, Error> {
+    let found = checkpoint::find(&run.checkpoints())?;
+    for error in found.passed_over {
+        if matches!(error, CheckpointError::Newer { .. }) {
+            return Err(error.into());
+        }
+        notes.push(error.to_string());
+    }
+    notes.push(match &found.checkpoint {
+        Some(checkpoint) => format!("goes on from checkpoint {}", checkpoint.position),
+        None => "there is no whole checkpoint of this run; training starts over".to_owned(),
+    });
+    Ok(found.checkpoint)
+}
+
+/// Refuses batches, or parts of them, of a single image where batch norm would see a single value of a channel: its
+/// variance is not defined, and the running one is lost for good.
+fn check_batch_norm(
+    recipe: &Recipe,
+    architecture: &Architecture,
+    vs: &VarStore,
+    network: &dyn Model,
+    images: usize,
+) -> Result<(), Error> {
+    let batch_size = recipe.train.batch_size;
+    let batches = [batch_size.min(images), images % batch_size];
+    if !batches.into_iter().any(|batch| has_lone_part(batch, recipe.train.accumulate.unwrap_or(1))) {
+        return Ok(());
+    }
+    let side = architecture.image_size;
+    let image = Tensor::f_zeros([1, 3, side, side], (Kind::Float, vs.device()))?;
+    let (_, steps) = trace::record(|| tch::no_grad(|| network.forward_t(&image, false)));
+    let alone =
+        steps.iter().find(|step| step.kind == "BatchNorm2d" && step.output[2..].iter().all(|&n| n == 1));
+    let Some(alone) = alone else { return Ok(()) };
+    let variables = vs.variables();
+    let name = variables.iter().find(|(_, variable)| {
+        alone.tensors.first().is_some_and(|tensor| tensor.data_ptr() == variable.data_ptr())
+    });
+    let name = name.and_then(|(name, _)| name.rsplit_once('.')).map_or("a layer", |(layer, _)| layer);
+    Err(Error::Usage(format!(
+        "train.batch_size = {batch_size}: of {images} training images a step sees a single one, and the batch norm {name} \
+         then a single value of each channel, which has no variance; choose a batch size that leaves 2 or more"
+    )))
+}
+
+/// Whether a batch that is passed through in so many parts has one of a single image.
+fn has_lone_part(batch: usize, parts: usize) -> bool {
+    let len = batch.div_ceil(parts);
+    batch > 0 && (len == 1 || batch % len == 1)
+}
+
+/// Bytes of a network's weights, their gradients, what the optimiser keeps of them, and their average.
+fn network_bytes(recipe: &Recipe, architecture: &Architecture) -> u64 {
+    let kept = match recipe.optimizer.algorithm() {
+        Ok(Algorithm::Sgd { momentum: 0.0, .. }) => 0,
+        Ok(Algorithm::Sgd { .. } | Algorithm::Lion { .. }) => 1,
+        _ => 2,
+    };
+    4 * architecture.params * (2 + kept + u64::from(recipe.ema.is_some()))
+}
