@@ -169,11 +169,16 @@ const ON_THE_HOST: &str = "// On the host: ";
 fn host_tensors(place: &Place) -> Result<Vec<String>> {
     let trainer = place.root.join("crates/trainer/src");
     let mut files: Vec<PathBuf> = BATCH_PATH.iter().map(|name| trainer.join(name)).collect();
-    let data = place.root.join("crates/data-cifar/src");
-    for entry in fs::read_dir(&data).with_context(|| format!("cannot list {}", data.display()))? {
-        files.push(entry.with_context(|| format!("cannot list {}", data.display()))?.path());
+    let mut folders = vec![place.root.join("crates/data-cifar/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
+            let path = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
     }
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    files.retain(|file| {
+        file.extension().is_some_and(|extension| extension == "rs") && !file.ends_with("tests.rs")
+    });
     files.sort();
     let mut found = Vec::new();
     for file in files {

@@ -1,55 +1,33 @@
 #![doc = include_str!("../README.md")]
 
-mod at_once;
-mod cache;
-mod cifar;
-mod class_names;
-mod colour;
-mod decode;
-mod device;
-mod digits;
-mod erase;
+mod augment;
+mod batches;
 mod error;
-mod fit;
-mod folder;
-mod host;
-mod image_set;
-mod keras;
-mod layout;
-mod load;
-mod mix;
-mod normalize;
-mod ops;
-mod order;
-mod pipeline;
-mod policy;
-mod resample;
 mod rng;
-mod stream;
-mod warp;
+mod sets;
 
-pub use at_once::step_bytes;
-pub use cifar::{load_cifar10, load_cifar100, parse_cifar10, parse_cifar100};
-pub use decode::{RgbImage, decode};
-pub use device::{Batch, Batches, DeviceSet, resize};
-pub use digits::{load_digits, parse_digits};
-pub use erase::{EraseMode, Erasure, RandomErasing, erase};
-pub use error::DataError;
-pub use fit::{CropMode, fit};
-pub use folder::{Folder, FolderOptions, OnError, PartLabels, list_folder};
-pub use host::{CoarseLabels, Dataset, Labelled, Pixels, Skipped, ValidationFrom, split};
-pub use image_set::{ImageBatches, ImageSet};
-pub use keras::{flip, rotate, zoom};
-pub use load::{FolderIndex, FolderProgress};
-pub use mix::{Mix, MixMode, Mixing, mix};
-pub use normalize::{ChannelStats, Normalizer, channel_stats};
-pub use ops::{Filter, Op, apply_ops};
-pub use order::repeated;
-pub use pipeline::{Augmentation, Augmented, Cut, Draw, Epoch, Pipeline};
-pub use policy::{ColorJitter, Policy, TimmRandAugment};
-pub use resample::{
+pub use augment::erase::{EraseMode, Erasure, RandomErasing, erase};
+pub use augment::fit::{CropMode, fit};
+pub use augment::keras::{flip, rotate, zoom};
+pub use augment::mix::{Mix, MixMode, Mixing, mix};
+pub use augment::normalize::{ChannelStats, Normalizer, channel_stats};
+pub use augment::ops::{Filter, Op, apply_ops};
+pub use augment::policy::{ColorJitter, Policy, TimmRandAugment};
+pub use augment::resample::{
     CropBox, Interpolation, RandomResizedCrop, center_crop, crop, crop_offset, mirrored_resized_crop,
     pad_crop, pil_resize, resized_crop,
 };
+pub use batches::at_once::step_bytes;
+pub use batches::device::{Batch, Batches, DeviceSet, resize};
+pub use batches::image_set::{ImageBatches, ImageSet};
+pub use batches::order::repeated;
+pub use batches::pipeline::{Augmentation, Augmented, Cut, Draw, Epoch, Pipeline};
+pub use batches::stream::{Part, StreamBatches, StreamSet};
+pub use error::DataError;
 pub use rng::{keyed_rng, keyed_seed, permutation};
-pub use stream::{Part, StreamBatches, StreamSet};
+pub use sets::cifar::{load_cifar10, load_cifar100, parse_cifar10, parse_cifar100};
+pub use sets::dataset::{CoarseLabels, Dataset, Labelled, Pixels, Skipped, ValidationFrom, split};
+pub use sets::decode::{RgbImage, decode};
+pub use sets::digits::{load_digits, parse_digits};
+pub use sets::folder::{Folder, FolderOptions, OnError, PartLabels, list_folder};
+pub use sets::load::{FolderIndex, FolderProgress};

@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 
 use super::either_way;
-use crate::ops::{Filter, Op};
+use crate::augment::ops::{Filter, Op};
 use crate::rng::{below, unit};
 
 const GREY: [u8; 3] = [128; 3];

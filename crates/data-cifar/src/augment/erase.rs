@@ -5,9 +5,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::upload;
+use crate::augment::resample::{CropBox, crop_offset, draw_sides};
+use crate::batches::device::upload;
 use crate::error::DataError;
-use crate::resample::{CropBox, crop_offset, draw_sides};
 use crate::rng::{below, unit};
 
 /// What erased rectangles are filled with: timm's `remode`.

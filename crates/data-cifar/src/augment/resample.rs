@@ -10,10 +10,10 @@
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
-use crate::at_once::{self, in_slices};
-use crate::device::upload;
+use crate::augment::ops::Filter;
+use crate::batches::at_once::{self, in_slices};
+use crate::batches::device::upload;
 use crate::error::DataError;
-use crate::ops::Filter;
 use crate::rng::{below, unit};
 
 /// A rectangle of whole pixels.

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::folder::Folder;
-use crate::host::{Skipped, hex};
-use crate::load::{FolderIndex, Outcome};
+use crate::sets::dataset::{Skipped, hex};
+use crate::sets::folder::Folder;
+use crate::sets::load::{FolderIndex, Outcome};
 
 /// Counted up whenever the same files would give other pixels, another order or another layout of the file.
 const VERSION: u32 = 2;

@@ -3,18 +3,18 @@
 use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
-use crate::at_once::{self, in_slices};
-use crate::device::{Batch, resize, upload};
-use crate::erase::{RandomErasing, erase};
-use crate::error::DataError;
-use crate::image_set::{ImageBatches, ImageSet};
-use crate::keras::{flip, rotate, zoom};
-use crate::normalize::Normalizer;
-use crate::ops::{Filter, Op, apply_ops};
-use crate::policy::{ColorJitter, Policy};
-use crate::resample::{
+use crate::augment::erase::{RandomErasing, erase};
+use crate::augment::keras::{flip, rotate, zoom};
+use crate::augment::normalize::Normalizer;
+use crate::augment::ops::{Filter, Op, apply_ops};
+use crate::augment::policy::{ColorJitter, Policy};
+use crate::augment::resample::{
     RandomResizedCrop, center_crop, crop, crop_offset, mirrored_resized_crop, pad_crop, pil_resize,
 };
+use crate::batches::at_once::{self, in_slices};
+use crate::batches::device::{Batch, resize, upload};
+use crate::batches::image_set::{ImageBatches, ImageSet};
+use crate::error::DataError;
 use crate::rng::{chance, keyed_rng, uniform};
 
 /// What is random about training images. The order is that of [`Pipeline::augmented`].

@@ -5,7 +5,7 @@ use std::fmt;
 use rand_chacha::ChaCha8Rng;
 
 use super::{Setting, either_way, number};
-use crate::ops::{Filter, Op};
+use crate::augment::ops::{Filter, Op};
 use crate::rng::{below, normal, unit};
 
 /// The magnitude at which an operation is at the end of its range, unless `magnitude_max` lets it go beyond.

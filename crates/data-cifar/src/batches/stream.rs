@@ -9,11 +9,11 @@ use std::thread::{self, JoinHandle};
 use rayon::ThreadPool;
 use tch::{Device, Kind, Tensor};
 
-use crate::at_once;
-use crate::device::{Batch, check_order};
+use crate::batches::at_once;
+use crate::batches::device::{Batch, check_order};
 use crate::error::DataError;
-use crate::folder::{FolderOptions, PartLabels, PictureFile};
-use crate::load::{FolderIndex, pool, read_batch, zeroed};
+use crate::sets::folder::{FolderOptions, PartLabels, PictureFile};
+use crate::sets::load::{FolderIndex, pool, read_batch, zeroed};
 
 /// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,8 +2,8 @@
 
 use rand_chacha::ChaCha8Rng;
 
+use crate::augment::ops::Op;
 use crate::error::DataError;
-use crate::ops::Op;
 use crate::rng::{below, unit};
 
 /// `torchvision.transforms.ColorJitter` for PIL images, which is timm's `color_jitter` too: one number c

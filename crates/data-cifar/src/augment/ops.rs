@@ -3,10 +3,10 @@
 
 use tch::{Kind, Tensor};
 
-use crate::colour;
-use crate::device::upload;
+use crate::augment::colour;
+use crate::augment::warp::{self, Motion, Warp};
+use crate::batches::device::upload;
 use crate::error::DataError;
-use crate::warp::{self, Motion, Warp};
 
 /// How an image is sampled between its pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

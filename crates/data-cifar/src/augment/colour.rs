@@ -3,10 +3,10 @@
 
 use tch::{Kind, Tensor};
 
-use crate::at_once::in_parts;
-use crate::device::upload;
+use crate::augment::ops::Op;
+use crate::batches::at_once::in_parts;
+use crate::batches::device::upload;
 use crate::error::DataError;
-use crate::ops::Op;
 
 /// The shares of red, green and blue in PIL's grey, in units of 1/65536.
 const GREY: [f32; 3] = [19595.0, 38470.0, 7471.0];

@@ -1,8 +1,8 @@
 //! A picture of any size as a square of a given side, the ways timm's evaluation transforms do it.
 
-use crate::decode::RgbImage;
+use crate::augment::ops::Filter;
 use crate::error::DataError;
-use crate::ops::Filter;
+use crate::sets::decode::RgbImage;
 
 /// The longest side a picture may be resized to.
 const MAX_SIDE: u32 = 4096;

@@ -1,15 +1,15 @@
 //! What a pipeline makes of images, and on what that depends.
 
 use super::*;
-use crate::erase::EraseMode;
-use crate::normalize::ChannelStats;
-use crate::resample::Interpolation;
+use crate::augment::erase::EraseMode;
+use crate::augment::normalize::ChannelStats;
+use crate::augment::resample::Interpolation;
 use ndarray::{ArcArray, Array1};
 use proptest::prelude::*;
 use tch::{Device, Kind};
 
-use crate::device::DeviceSet;
-use crate::host::Labelled;
+use crate::batches::device::DeviceSet;
+use crate::sets::dataset::Labelled;
 
 fn pipeline(image_size: i64, augmentation: Augmentation) -> Pipeline {
     let normalizer = Normalizer::new(&ChannelStats::UNIT, Device::Cpu).unwrap();

@@ -4,7 +4,7 @@ use ndarray::{ArrayView4, Axis};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::DataError;
-use crate::host::Labelled;
+use crate::sets::dataset::Labelled;
 
 /// Mean and standard deviation per channel (red, green, blue) on the scale of the bytes, 0 to 255.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -3,12 +3,12 @@
 use ndarray::ArrayView4;
 use tch::Device;
 
-use crate::at_once;
-use crate::device::{Batch, Batches, DeviceSet};
+use crate::augment::normalize::{ChannelStats, Sums, channel_stats};
+use crate::batches::at_once;
+use crate::batches::device::{Batch, Batches, DeviceSet};
+use crate::batches::stream::{StreamBatches, StreamSet};
 use crate::error::DataError;
-use crate::host::Labelled;
-use crate::normalize::{ChannelStats, Sums, channel_stats};
-use crate::stream::{StreamBatches, StreamSet};
+use crate::sets::dataset::Labelled;
 
 /// Images and labels to train or evaluate on, wherever they are kept.
 #[derive(Debug)]

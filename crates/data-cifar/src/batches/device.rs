@@ -5,7 +5,7 @@ use ndarray::Axis;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::DataError;
-use crate::host::Labelled;
+use crate::sets::dataset::Labelled;
 
 /// All images and labels of a set on one device; CIFAR-10's training images take 154 MB there.
 #[derive(Debug)]

@@ -10,12 +10,12 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::{Digest, Sha256};
 
-use crate::cache;
-use crate::decode::decode;
+use crate::augment::fit::fit;
 use crate::error::DataError;
-use crate::fit::fit;
-use crate::folder::{Arrangement, Folder, FolderOptions, OnError, PictureFile};
-use crate::host::{Dataset, Labelled, Skipped, hex};
+use crate::sets::cache;
+use crate::sets::dataset::{Dataset, Labelled, Skipped, hex};
+use crate::sets::decode::decode;
+use crate::sets::folder::{Arrangement, Folder, FolderOptions, OnError, PictureFile};
 
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 30;

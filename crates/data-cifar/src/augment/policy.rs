@@ -14,8 +14,8 @@ use std::str::FromStr;
 
 use rand_chacha::ChaCha8Rng;
 
+use crate::augment::ops::Op;
 use crate::error::DataError;
-use crate::ops::Op;
 use crate::rng::unit;
 
 pub use jitter::ColorJitter;

@@ -10,7 +10,7 @@ use ndarray::{ArcArray, Axis};
 use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
-use crate::host::{Dataset, Labelled, hex};
+use crate::sets::dataset::{Dataset, Labelled, hex};
 
 /// Side of an image in the file, in pixels.
 const SIDE: usize = 8;

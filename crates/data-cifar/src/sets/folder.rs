@@ -9,15 +9,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 use unicode_normalization::UnicodeNormalization;
 
-use crate::decode::FORMATS;
+use crate::augment::fit::{CropMode, check};
+use crate::augment::ops::Filter;
 use crate::error::DataError;
-use crate::fit::{CropMode, check};
-use crate::host::{Skipped, hex};
-use crate::layout::{
+use crate::rng::{keyed_rng, shuffle};
+use crate::sets::dataset::{Skipped, hex};
+use crate::sets::decode::FORMATS;
+use crate::sets::layout::{
     Layout, Listing, PartDirectory, Place, extension, is_picture, layout, problem, read_directory, some,
 };
-use crate::ops::Filter;
-use crate::rng::{keyed_rng, shuffle};
 
 /// What to do about a picture that cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

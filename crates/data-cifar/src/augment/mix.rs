@@ -4,9 +4,9 @@
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
-use crate::device::upload;
+use crate::augment::resample::CropBox;
+use crate::batches::device::upload;
 use crate::error::DataError;
-use crate::resample::CropBox;
 use crate::rng::{below, keyed_rng, symmetric_beta, unit};
 
 /// What is drawn together.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::decode::EXTENSIONS;
 use crate::error::DataError;
+use crate::sets::decode::EXTENSIONS;
 
 /// Directories that systems, network storages and tools leave among people's files, in lower case.
 const SYSTEM: [&str; 11] = [

@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 
 use super::{Policy, Setting, either_way, number};
-use crate::ops::{Filter, Op};
+use crate::augment::ops::{Filter, Op};
 use crate::rng::below;
 
 /// Magnitudes run from 0 to this.

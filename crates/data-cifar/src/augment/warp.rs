@@ -3,10 +3,10 @@
 
 use tch::{Kind, Tensor};
 
-use crate::at_once::in_parts;
-use crate::device::upload;
+use crate::augment::ops::Filter;
+use crate::batches::at_once::in_parts;
+use crate::batches::device::upload;
 use crate::error::DataError;
-use crate::ops::Filter;
 
 /// Added before truncation, because 32-bit sums of weighted bytes may fall just short of the exact byte.
 const ROUNDING: f64 = 1.0 / 4096.0;

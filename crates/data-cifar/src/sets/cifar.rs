@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use ndarray::Array1;
 use sha2::{Digest, Sha256};
 
-use crate::class_names::{CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_COARSE_CLASSES};
 use crate::error::DataError;
-use crate::host::{CoarseLabels, Dataset, Labelled, Pixels, hex};
+use crate::sets::class_names::{CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_COARSE_CLASSES};
+use crate::sets::dataset::{CoarseLabels, Dataset, Labelled, Pixels, hex};
 
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;

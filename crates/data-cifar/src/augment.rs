@@ -1,0 +1,13 @@
+//! What is done to pixels: PIL's operations and resizing, the policies that draw them, Keras's changes, erasing,
+//! mixing and normalisation.
+
+pub(crate) mod colour;
+pub(crate) mod erase;
+pub(crate) mod fit;
+pub(crate) mod keras;
+pub(crate) mod mix;
+pub(crate) mod normalize;
+pub(crate) mod ops;
+pub(crate) mod policy;
+pub(crate) mod resample;
+pub(crate) mod warp;

@@ -1,0 +1,11 @@
+//! Data sets in main memory or on the disk: what is read, decoded, labelled and divided into parts.
+
+pub(crate) mod cache;
+pub(crate) mod cifar;
+pub(crate) mod class_names;
+pub(crate) mod dataset;
+pub(crate) mod decode;
+pub(crate) mod digits;
+pub(crate) mod folder;
+pub(crate) mod layout;
+pub(crate) mod load;
