@@ -6,19 +6,20 @@ mod error;
 mod rng;
 mod sets;
 
+pub use augment::apply::apply_ops;
 pub use augment::erase::{EraseMode, Erasure, RandomErasing, erase};
-pub use augment::fit::{CropMode, fit};
-pub use augment::keras::{flip, rotate, zoom};
+pub use augment::fit::{CropMode, RgbImage, fit};
+pub use augment::keras::{flip, resize, rotate, zoom};
 pub use augment::mix::{Mix, MixMode, Mixing, mix};
-pub use augment::normalize::{ChannelStats, Normalizer, channel_stats};
-pub use augment::ops::{Filter, Op, apply_ops};
+pub use augment::normalize::{ChannelStats, Normalizer};
+pub use augment::ops::{Filter, Op};
 pub use augment::policy::{ColorJitter, Policy, TimmRandAugment};
 pub use augment::resample::{
     CropBox, Interpolation, RandomResizedCrop, center_crop, crop, crop_offset, mirrored_resized_crop,
     pad_crop, pil_resize, resized_crop,
 };
 pub use batches::at_once::step_bytes;
-pub use batches::device::{Batch, Batches, DeviceSet, resize};
+pub use batches::device::{Batch, Batches, DeviceSet};
 pub use batches::image_set::{ImageBatches, ImageSet};
 pub use batches::order::repeated;
 pub use batches::pipeline::{Augmentation, Augmented, Cut, Draw, Epoch, Pipeline};
@@ -27,7 +28,8 @@ pub use error::DataError;
 pub use rng::{keyed_rng, keyed_seed, permutation};
 pub use sets::cifar::{load_cifar10, load_cifar100, parse_cifar10, parse_cifar100};
 pub use sets::dataset::{CoarseLabels, Dataset, Labelled, Pixels, Skipped, ValidationFrom, split};
-pub use sets::decode::{RgbImage, decode};
+pub use sets::decode::decode;
 pub use sets::digits::{load_digits, parse_digits};
 pub use sets::folder::{Folder, FolderOptions, OnError, PartLabels, list_folder};
 pub use sets::load::{FolderIndex, FolderProgress};
+pub use sets::statistics::channel_stats;

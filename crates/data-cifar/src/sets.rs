@@ -9,3 +9,4 @@ pub(crate) mod digits;
 pub(crate) mod folder;
 pub(crate) mod layout;
 pub(crate) mod load;
+pub(crate) mod statistics;

@@ -3,9 +3,8 @@
 
 use tch::{Kind, Tensor};
 
+use crate::augment::on_device::{in_parts, upload};
 use crate::augment::ops::Op;
-use crate::batches::at_once::in_parts;
-use crate::batches::device::upload;
 use crate::error::DataError;
 
 /// The shares of red, green and blue in PIL's grey, in units of 1/65536.

@@ -5,8 +5,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use tch::{Device, Kind, Tensor};
 
+use crate::augment::on_device::upload;
 use crate::augment::resample::{CropBox, crop_offset, draw_sides};
-use crate::batches::device::upload;
 use crate::error::DataError;
 use crate::rng::{below, unit};
 

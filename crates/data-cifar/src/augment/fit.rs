@@ -2,10 +2,20 @@
 
 use crate::augment::ops::Filter;
 use crate::error::DataError;
-use crate::sets::decode::RgbImage;
 
 /// The longest side a picture may be resized to.
 const MAX_SIDE: u32 = 4096;
+
+/// A picture in main memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RgbImage {
+    /// Pixels in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Red, green and blue of each pixel, 0 to 255, row by row from the top: `[height, width, 3]`.
+    pub pixels: Vec<u8>,
+}
 
 /// How a picture becomes square; the names are timm's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

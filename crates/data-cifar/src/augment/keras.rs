@@ -1,5 +1,5 @@
 //! The changes that the published Keras tutorials make to training images, each to whole batches on the
-//! device: mirroring, rotation and zoom.
+//! device: mirroring, rotation, zoom and resizing.
 
 use tch::{Kind, Tensor};
 
@@ -64,8 +64,28 @@ fn sample(images: &Tensor, x: &Tensor, y: &Tensor) -> Result<Tensor, DataError> 
     Ok(images.f_grid_sampler(&grid, bilinear, reflection, false)?)
 }
 
+/// Resizes float images `[B, C, H, W]` to `[B, C, size, size]`: bilinear, pixel centres at one half, no
+/// antialiasing. Images of that size already are returned as they are.
+///
+/// # Errors
+/// When `size` is not positive or `images` have another number of dimensions.
+pub fn resize(images: &Tensor, size: i64) -> Result<Tensor, DataError> {
+    let shape = images.size();
+    if size < 1 || shape.len() != 4 {
+        return Err(DataError::Argument(format!(
+            "cannot resize images {shape:?} to a side of {size} pixels"
+        )));
+    }
+    if shape[2..] == [size, size] {
+        return Ok(images.shallow_clone());
+    }
+    Ok(images.f_upsample_bilinear2d([size, size], false, None, None)?)
+}
+
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
 
     fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -148,5 +168,41 @@ mod tests {
         // Rows and columns have factors of their own: turned by 90°, the first counts.
         let tall = images.transpose(2, 3);
         close(&zoom(&tall, &Tensor::from_slice(&[2f32, 1.]).view([2, 1])).unwrap(), &[5., 5., 25., 25.]);
+    }
+
+    /// Weights of neighbours at half-pixel centres: 3/4 and 1/4 inside, the edge pixel outside.
+    #[test]
+    fn resize_2x2_to_4x4_by_hand() {
+        let images = Tensor::from_slice(&[0f32, 16., 32., 64.]).view([1, 1, 2, 2]);
+        let resized = resize(&images, 4).unwrap();
+        assert_eq!(resized.size(), [1, 1, 4, 4]);
+        assert_eq!(
+            Vec::<f32>::try_from(resized.flatten(0, -1)).unwrap(),
+            [0., 4., 12., 16., 8., 13., 23., 28., 24., 31., 45., 52., 32., 40., 56., 64.]
+        );
+    }
+
+    /// Without antialiasing, a quarter of the size takes the mean of the middle 2×2 of each 4×4 block.
+    #[test]
+    fn resize_down_reads_four_neighbours() {
+        let images = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]);
+        assert_eq!(resize(&images, 1).unwrap().double_value(&[0, 0, 0, 0]), 7.5); // (5 + 6 + 9 + 10)/4
+    }
+
+    #[test]
+    fn resize_to_the_same_size_changes_nothing() {
+        let images = Tensor::rand([2, 3, 5, 5], (Kind::Float, Device::Cpu));
+        assert_eq!(resize(&images, 5).unwrap().data_ptr(), images.data_ptr());
+        assert_eq!(
+            resize(&Tensor::rand([1, 3, 5, 4], (Kind::Float, Device::Cpu)), 5).unwrap().size(),
+            [1, 3, 5, 5]
+        );
+    }
+
+    #[test]
+    fn sizes_without_pixels_are_errors() {
+        for size in [0, -3] {
+            assert!(resize(&Tensor::zeros([1, 3, 2, 2], (Kind::Float, Device::Cpu)), size).is_err());
+        }
     }
 }

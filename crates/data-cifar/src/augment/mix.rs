@@ -4,8 +4,8 @@
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
+use crate::augment::on_device::upload;
 use crate::augment::resample::CropBox;
-use crate::batches::device::upload;
 use crate::error::DataError;
 use crate::rng::{below, keyed_rng, symmetric_beta, unit};
 

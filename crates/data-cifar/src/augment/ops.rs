@@ -1,11 +1,6 @@
 //! The operations on bytes that the papers' augmentation policies are made of, by PIL's names and to
-//! PIL's definitions, done to whole batches on the device.
+//! PIL's definitions.
 
-use tch::{Kind, Tensor};
-
-use crate::augment::colour;
-use crate::augment::warp::{self, Motion, Warp};
-use crate::batches::device::upload;
 use crate::error::DataError;
 
 /// How an image is sampled between its pixels.
@@ -115,7 +110,8 @@ impl Op {
         Self::Affine { matrix: [1.0, 0.0, 0.0, 0.0, 1.0, pixels], filter, fill }
     }
 
-    fn check(&self) -> Result<(), DataError> {
+    /// Whether the parameters are in their ranges.
+    pub(crate) fn check(&self) -> Result<(), DataError> {
         let wrong = |what: String| Err(DataError::Argument(what));
         match *self {
             Self::Posterize { bits } if bits > 8 => wrong(format!("posterize keeps 0 to 8 bits, not {bits}")),
@@ -136,108 +132,4 @@ impl Op {
             _ => Ok(()),
         }
     }
-
-    fn stage(&self) -> Stage {
-        match *self {
-            Self::AutoContrast => Stage::LookUp(0),
-            Self::Equalize => Stage::LookUp(1),
-            Self::Invert
-            | Self::Posterize { .. }
-            | Self::Solarize { .. }
-            | Self::SolarizeAdd { .. }
-            | Self::Brightness { .. } => Stage::LookUp(2),
-            Self::Color { .. } => Stage::Blend(0),
-            Self::Contrast { .. } => Stage::Blend(1),
-            Self::Sharpness { .. } => Stage::Blend(2),
-            Self::Hue { .. } => Stage::Hue,
-            Self::Affine { matrix, filter, fill } => Stage::Warp(Warp { matrix, filter, fill }.motion()),
-        }
-    }
-}
-
-/// What is done to images together. The number is their order within.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    LookUp(u8),
-    Blend(u8),
-    Hue,
-    Warp(Motion),
-}
-
-impl Stage {
-    /// Whether images of both are done together.
-    fn joins(self, other: Self) -> bool {
-        match (self, other) {
-            (Self::LookUp(_), Self::LookUp(_)) | (Self::Blend(_), Self::Blend(_)) => true,
-            (Self::Warp(Motion::Rows), Self::Warp(Motion::Columns)) => true,
-            (Self::Warp(Motion::Bilinear), Self::Warp(Motion::Bicubic)) => true,
-            _ => self == other,
-        }
-    }
-
-    /// Does `ops`, all of this stage and in its order, to `images` in place.
-    fn run(self, images: &Tensor, ops: &[Op]) -> Result<(), DataError> {
-        let warps = || -> Vec<Warp> {
-            let warp = |op: &Op| match *op {
-                Op::Affine { matrix, filter, fill } => Some(Warp { matrix, filter, fill }),
-                _ => None,
-            };
-            ops.iter().filter_map(warp).collect()
-        };
-        match self {
-            Self::LookUp(_) => colour::look_up(images, ops),
-            Self::Blend(_) => colour::blend(images, ops),
-            Self::Hue => {
-                let shift = |op: &Op| if let Op::Hue { shift } = *op { Some(shift) } else { None };
-                colour::hue(images, &ops.iter().filter_map(shift).collect::<Vec<_>>())
-            }
-            Self::Warp(Motion::Nearest) => warp::nearest(images, &warps()),
-            Self::Warp(Motion::Bilinear | Motion::Bicubic) => warp::sample(images, &warps()),
-            Self::Warp(Motion::Rows | Motion::Columns) => warp::shift(images, &warps()),
-        }
-    }
-}
-
-/// Does to each of the bytes `[B, 3, H, W]` its operation, or nothing: bytes of the same shape on the same device.
-///
-/// Results are PIL's (`Image`, `ImageOps`, `ImageEnhance`), bit for bit except where [`Op::Affine`] interpolates:
-/// there values may differ by 1, on photographs about one in three thousand. What becomes of an image does not
-/// depend on the others. If nothing is done to any image, `images` itself is returned.
-///
-/// # Errors
-/// When the images are of another kind or shape, their number is not that of `ops`, or a parameter is outside
-/// its range.
-pub fn apply_ops(images: &Tensor, ops: &[Option<Op>]) -> Result<Tensor, DataError> {
-    let shape = images.size();
-    if images.kind() != Kind::Uint8 || shape.len() != 4 || shape[1] != 3 || shape[0] != ops.len() as i64 {
-        return Err(DataError::Argument(format!(
-            "{} operations need as many images of bytes [B, 3, H, W], not {:?} {shape:?}",
-            ops.len(),
-            images.kind()
-        )));
-    }
-    ops.iter().flatten().try_for_each(Op::check)?;
-    let mut acted: Vec<(Stage, usize, Op)> =
-        ops.iter().enumerate().filter_map(|(image, op)| op.map(|op| (op.stage(), image, op))).collect();
-    if acted.is_empty() || images.numel() == 0 {
-        return Ok(images.shallow_clone());
-    }
-    acted.sort_unstable_by_key(|&(stage, image, _)| (stage, image));
-    // All images, those of one stage next to each other and the untouched ones last, and the way back.
-    let untouched = (0..ops.len()).filter(|&image| ops[image].is_none());
-    let order: Vec<usize> = acted.iter().map(|&(_, image, _)| image).chain(untouched).collect();
-    let mut indices = vec![0i64; 2 * order.len()];
-    for (place, &image) in order.iter().enumerate() {
-        indices[place] = image as i64;
-        indices[order.len() + image] = place as i64;
-    }
-    let indices = upload(&indices, images.device())?.f_view([2, -1])?;
-    let sorted = images.f_index_select(0, &indices.f_get(0)?)?;
-    let mut start = 0;
-    for group in acted.chunk_by(|one, next| one.0.joins(next.0)) {
-        let ops: Vec<Op> = group.iter().map(|&(_, _, op)| op).collect();
-        group[0].0.run(&sorted.f_narrow(0, start, ops.len() as i64)?, &ops)?;
-        start += ops.len() as i64;
-    }
-    Ok(sorted.f_index_select(0, &indices.f_get(1)?)?)
 }

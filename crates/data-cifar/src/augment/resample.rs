@@ -10,9 +10,8 @@
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
+use crate::augment::on_device::{check_bytes, in_slices, pixels, upload};
 use crate::augment::ops::Filter;
-use crate::batches::at_once::{self, in_slices};
-use crate::batches::device::upload;
 use crate::error::DataError;
 use crate::rng::{below, unit};
 
@@ -311,16 +310,6 @@ pub fn pad_crop(images: &Tensor, padding: i64, offsets: &[(i64, i64)]) -> Result
     crop(&images.f_constant_pad_nd([padding; 4])?, (height, width), offsets)
 }
 
-/// `[B, H, W]` of bytes `[B, 3, H, W]`.
-fn check_bytes(images: &Tensor) -> Result<[i64; 3], DataError> {
-    match (images.kind(), images.size().as_slice()) {
-        (Kind::Uint8, &[batch, 3, height, width]) => Ok([batch, height, width]),
-        (kind, shape) => {
-            Err(DataError::Argument(format!("images must be bytes [B, 3, H, W], not {kind:?} {shape:?}")))
-        }
-    }
-}
-
 fn check_size(size: (i64, i64)) -> Result<(), DataError> {
     if size.0 < 1 || size.1 < 1 {
         return Err(DataError::Argument(format!("the size must be positive, not {size:?}")));
@@ -396,8 +385,7 @@ impl Resampler {
     fn apply(&self, images: &Tensor, vertical_first: bool) -> Result<Tensor, DataError> {
         let (batch, _, height, width) = images.size4()?;
         let (rows, columns) = (self.rows.size()[1], self.columns.size()[1]);
-        let pixels = at_once::pixels(images.device());
-        let at_once = (pixels / (height * width).max(rows * columns)).max(1);
+        let at_once = (pixels(images.device()) / (height * width).max(rows * columns)).max(1);
         in_slices(batch, at_once, |start, len| {
             let slice = |of_images: &Tensor| match of_images.size()[0] {
                 1 => Ok(of_images.shallow_clone()), // one for all

@@ -3,9 +3,8 @@
 
 use tch::{Kind, Tensor};
 
+use crate::augment::on_device::{in_parts, upload};
 use crate::augment::ops::Filter;
-use crate::batches::at_once::in_parts;
-use crate::batches::device::upload;
 use crate::error::DataError;
 
 /// Added before truncation, because 32-bit sums of weighted bytes may fall just short of the exact byte.

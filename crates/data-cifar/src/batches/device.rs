@@ -210,35 +210,6 @@ fn gather(set: &Labelled, indices: &[i64]) -> Result<(Tensor, Tensor), DataError
     Ok((Tensor::f_from_data_size(&pixels, &shape, Kind::Uint8)?, labels))
 }
 
-/// Values on a device, without waiting for what the device is doing.
-pub(crate) fn upload<T: tch::kind::Element>(values: &[T], device: Device) -> Result<Tensor, DataError> {
-    let host = Tensor::f_from_slice(values)?;
-    if device == Device::Cpu {
-        return Ok(host);
-    }
-    // Only from pinned memory does a copy not wait.
-    let pinned = host.f_internal_pin_memory(device)?;
-    Ok(pinned.f_to_device_(device, host.kind(), true, false)?)
-}
-
-/// Resizes float images `[B, C, H, W]` to `[B, C, size, size]`: bilinear, pixel centres at one half, no
-/// antialiasing. Images of that size already are returned as they are.
-///
-/// # Errors
-/// When `size` is not positive or `images` have another number of dimensions.
-pub fn resize(images: &Tensor, size: i64) -> Result<Tensor, DataError> {
-    let shape = images.size();
-    if size < 1 || shape.len() != 4 {
-        return Err(DataError::Argument(format!(
-            "cannot resize images {shape:?} to a side of {size} pixels"
-        )));
-    }
-    if shape[2..] == [size, size] {
-        return Ok(images.shallow_clone());
-    }
-    Ok(images.f_upsample_bilinear2d([size, size], false, None, None)?)
-}
-
 #[cfg(test)]
 mod tests {
     use ndarray::{ArcArray, Array1};
@@ -333,35 +304,6 @@ mod tests {
         }
     }
 
-    /// Weights of neighbours at half-pixel centres: 3/4 and 1/4 inside, the edge pixel outside.
-    #[test]
-    fn resize_2x2_to_4x4_by_hand() {
-        let images = Tensor::from_slice(&[0f32, 16., 32., 64.]).view([1, 1, 2, 2]);
-        let resized = resize(&images, 4).unwrap();
-        assert_eq!(resized.size(), [1, 1, 4, 4]);
-        assert_eq!(
-            Vec::<f32>::try_from(resized.flatten(0, -1)).unwrap(),
-            [0., 4., 12., 16., 8., 13., 23., 28., 24., 31., 45., 52., 32., 40., 56., 64.]
-        );
-    }
-
-    /// Without antialiasing, a quarter of the size takes the mean of the middle 2×2 of each 4×4 block.
-    #[test]
-    fn resize_down_reads_four_neighbours() {
-        let images = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]);
-        assert_eq!(resize(&images, 1).unwrap().double_value(&[0, 0, 0, 0]), 7.5); // (5 + 6 + 9 + 10)/4
-    }
-
-    #[test]
-    fn resize_to_the_same_size_changes_nothing() {
-        let images = Tensor::rand([2, 3, 5, 5], (Kind::Float, Device::Cpu));
-        assert_eq!(resize(&images, 5).unwrap().data_ptr(), images.data_ptr());
-        assert_eq!(
-            resize(&Tensor::rand([1, 3, 5, 4], (Kind::Float, Device::Cpu)), 5).unwrap().size(),
-            [1, 3, 5, 5]
-        );
-    }
-
     #[test]
     fn bad_arguments_are_errors() {
         let device = DeviceSet::new(&set(12), Device::Cpu).unwrap();
@@ -372,9 +314,6 @@ mod tests {
         ] {
             let message = result.unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
-        }
-        for size in [0, -3] {
-            assert!(resize(&Tensor::zeros([1, 3, 2, 2], (Kind::Float, Device::Cpu)), size).is_err());
         }
         let unequal = Labelled { labels: Array1::zeros(3), ..set(2) };
         let message = DeviceSet::new(&unequal, Device::Cpu).unwrap_err().to_string();

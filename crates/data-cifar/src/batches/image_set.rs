@@ -3,12 +3,13 @@
 use ndarray::ArrayView4;
 use tch::Device;
 
-use crate::augment::normalize::{ChannelStats, Sums, channel_stats};
+use crate::augment::normalize::ChannelStats;
 use crate::batches::at_once;
 use crate::batches::device::{Batch, Batches, DeviceSet};
 use crate::batches::stream::{StreamBatches, StreamSet};
 use crate::error::DataError;
 use crate::sets::dataset::Labelled;
+use crate::sets::statistics::{Sums, channel_stats};
 
 /// Images and labels to train or evaluate on, wherever they are kept.
 #[derive(Debug)]

@@ -3,16 +3,18 @@
 use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
+use crate::augment::apply::apply_ops;
 use crate::augment::erase::{RandomErasing, erase};
-use crate::augment::keras::{flip, rotate, zoom};
+use crate::augment::keras::{flip, resize, rotate, zoom};
 use crate::augment::normalize::Normalizer;
-use crate::augment::ops::{Filter, Op, apply_ops};
+use crate::augment::on_device::{in_slices, upload};
+use crate::augment::ops::{Filter, Op};
 use crate::augment::policy::{ColorJitter, Policy};
 use crate::augment::resample::{
     RandomResizedCrop, center_crop, crop, crop_offset, mirrored_resized_crop, pad_crop, pil_resize,
 };
-use crate::batches::at_once::{self, in_slices};
-use crate::batches::device::{Batch, resize, upload};
+use crate::batches::at_once;
+use crate::batches::device::Batch;
 use crate::batches::image_set::{ImageBatches, ImageSet};
 use crate::error::DataError;
 use crate::rng::{chance, keyed_rng, uniform};

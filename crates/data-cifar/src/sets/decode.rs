@@ -11,6 +11,7 @@ use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
+use crate::augment::fit::RgbImage;
 use crate::error::DataError;
 
 mod bmp;
@@ -33,17 +34,6 @@ const MAX_PIXELS: u64 = 2 * 89_478_485;
 
 /// What mends a file that is right, but of a kind that is not read.
 const ADVICE: &str = "save it as PNG";
-
-/// A picture in main memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RgbImage {
-    /// Pixels in a row.
-    pub width: u32,
-    /// Rows.
-    pub height: u32,
-    /// Red, green and blue of each pixel, 0 to 255, row by row from the top: `[height, width, 3]`.
-    pub pixels: Vec<u8>,
-}
 
 /// Decodes a JPEG, PNG, WebP, BMP, GIF or TIFF file; `file` is its name in messages. Which of them it is, its
 /// first bytes say, not its name.

@@ -4,7 +4,8 @@ use std::io::{Read, Seek};
 
 use image::ImageFormat;
 
-use super::{ADVICE, RgbImage, Source, check_size, damaged, with_image};
+use super::{ADVICE, Source, check_size, damaged, with_image};
+use crate::augment::fit::RgbImage;
 
 const BITFIELDS: u32 = 3;
 

@@ -4,7 +4,8 @@ use std::iter::repeat;
 
 use gif::{ColorOutput, DecodeOptions, MemoryLimit};
 
-use super::{RgbImage, Source, check_size, damaged};
+use super::{Source, check_size, damaged};
+use crate::augment::fit::RgbImage;
 
 pub(super) fn decode(source: Source<'_>) -> Result<RgbImage, String> {
     let mut options = DecodeOptions::new();

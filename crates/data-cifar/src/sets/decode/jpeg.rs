@@ -5,7 +5,8 @@ use std::io::{self, BufRead, Read};
 
 use mozjpeg::{ColorSpace, Decompress};
 
-use super::{RgbImage, check_size, cmyk_to_rgb, damaged};
+use super::{check_size, cmyk_to_rgb, damaged};
+use crate::augment::fit::RgbImage;
 
 pub(super) fn decode(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String> {
     let complete = Cell::new(false);

@@ -9,7 +9,8 @@ use tiff::decoder::{ChunkType, Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
-use super::{ADVICE, MAX_PIXELS, RgbImage, Source, check_size, cmyk_to_rgb, damaged};
+use super::{ADVICE, MAX_PIXELS, Source, check_size, cmyk_to_rgb, damaged};
+use crate::augment::fit::RgbImage;
 
 /// The tag that says what the samples of a pixel mean, and some of its values.
 const PHOTOMETRIC: u16 = 262;

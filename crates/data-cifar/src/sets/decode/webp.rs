@@ -5,7 +5,8 @@ use std::io::Cursor;
 
 use image::ImageFormat;
 
-use super::{RgbImage, Source, with_image};
+use super::{Source, with_image};
+use crate::augment::fit::RgbImage;
 
 /// The flag of an animation's picture that is to replace what is below it, and not to be blended with it.
 const REPLACES: u8 = 2;
