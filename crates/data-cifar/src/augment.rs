@@ -6,6 +6,7 @@ pub(crate) mod colour;
 pub(crate) mod erase;
 pub(crate) mod fit;
 pub(crate) mod keras;
+pub(crate) mod kernel;
 pub(crate) mod mix;
 pub(crate) mod normalize;
 pub(crate) mod on_device;

@@ -19,17 +19,19 @@ pub use augment::resample::{
     pad_crop, pil_resize, resized_crop,
 };
 pub use batches::at_once::step_bytes;
-pub use batches::device::{Batch, Batches, DeviceSet};
-pub use batches::image_set::{ImageBatches, ImageSet};
+pub use batches::device::DeviceSet;
+pub use batches::image_set::{Batch, Batches, ImageSet};
 pub use batches::order::repeated;
 pub use batches::pipeline::{Augmentation, Augmented, Cut, Draw, Epoch, Pipeline};
-pub use batches::stream::{Part, StreamBatches, StreamSet};
+pub use batches::stream::StreamSet;
 pub use error::DataError;
 pub use rng::{keyed_rng, keyed_seed, permutation};
+pub use sets::arrangement::PartLabels;
 pub use sets::cifar::{load_cifar10, load_cifar100, parse_cifar10, parse_cifar100};
 pub use sets::dataset::{CoarseLabels, Dataset, Labelled, Pixels, Skipped, ValidationFrom, split};
 pub use sets::decode::decode;
 pub use sets::digits::{load_digits, parse_digits};
-pub use sets::folder::{Folder, FolderOptions, OnError, PartLabels, list_folder};
-pub use sets::load::{FolderIndex, FolderProgress};
+pub use sets::folder::{Folder, FolderOptions, OnError, list_folder};
+pub use sets::index::FolderIndex;
+pub use sets::load::FolderProgress;
 pub use sets::statistics::channel_stats;

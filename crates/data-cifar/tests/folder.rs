@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use data_cifar::{
     CropMode, DataError, Dataset, DeviceSet, Filter, Folder, FolderOptions, FolderProgress, ImageSet,
-    Labelled, OnError, Part, list_folder, load_cifar10, permutation,
+    Labelled, OnError, list_folder, load_cifar10, permutation,
 };
 use image::{ImageFormat, Rgb, RgbImage};
 use proptest::prelude::*;
@@ -656,13 +656,14 @@ fn streaming_is_loading() {
         decoded += opening;
         assert_eq!((index.sha256(), index.skipped()), (data.sha256.as_str(), data.skipped.clone()));
         assert_eq!((index.train_len(), index.validation(), index.test_len()), (31, 6, 12));
-        for (part, set) in [(Part::Train, &data.train), (Part::Test, &data.test)] {
+        for (is_train, set) in [(true, &data.train), (false, &data.test)] {
             let resident = ImageSet::Resident(DeviceSet::new(set, Device::Cpu).unwrap());
             let order = permutation(5, 1, 0..set.len());
             for (threads, prefetch, batch_size) in [(1, 0, 4), (2, 2, 4), (5, 1, 7), (3, 9, 100), (1, 1, 1)] {
                 let wanted = batches(&resident, &order, batch_size);
                 for device in test_devices() {
-                    let streamed = ImageSet::Streamed(index.stream(part, device, threads, prefetch).unwrap());
+                    let (train, test) = index.stream(device, threads, prefetch).unwrap();
+                    let streamed = ImageSet::Streamed(if is_train { train } else { test });
                     assert_eq!(
                         (streamed.len(), streamed.is_empty(), streamed.device()),
                         (set.len(), false, device)
@@ -685,7 +686,7 @@ fn streaming_is_loading() {
 fn a_stream_can_be_left_at_any_time() {
     let root = small();
     let index = list(root.path(), &options()).index(None, 2, &NEVER, &mut |_| ()).unwrap();
-    let set = index.stream(Part::Train, Device::Cpu, 2, 1).unwrap();
+    let set = ImageSet::Streamed(index.stream(Device::Cpu, 2, 1).unwrap().0);
     let order: Vec<i64> = (0..25).cycle().take(2500).collect();
     for taken in [0, 1, 3] {
         let mut batches = set.batches(&order, 3).unwrap();
@@ -717,7 +718,7 @@ fn a_file_that_changes_under_a_stream_is_named() {
     ] {
         let root = small();
         let index = list(root.path(), &options()).index(None, 2, &NEVER, &mut |_| ()).unwrap();
-        let set = index.stream(Part::Train, Device::Cpu, 2, 2).unwrap();
+        let set = ImageSet::Streamed(index.stream(Device::Cpu, 2, 2).unwrap().0);
         change(&root.path().join("cat/005.png"));
         let order: Vec<i64> = (0..25).collect();
         let results: Vec<_> = set.batches(&order, 4).unwrap().collect();

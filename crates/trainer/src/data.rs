@@ -361,9 +361,8 @@ impl Source {
         Ok(match &self.contents {
             Contents::Held(set) => (ImageSet::new(&set.train, device)?, ImageSet::new(&set.test, device)?),
             Contents::Streamed(index) => {
-                let part =
-                    |part| index.clone().stream(part, device, threads(), PREFETCH).map(ImageSet::Streamed);
-                (part(data_cifar::Part::Train)?, part(data_cifar::Part::Test)?)
+                let (train, test) = index.stream(device, threads(), PREFETCH)?;
+                (ImageSet::Streamed(train), ImageSet::Streamed(test))
             }
         })
     }

@@ -119,11 +119,8 @@ pub fn erase(images: &Tensor, erasures: &[Erasure], mode: EraseMode) -> Result<T
             images.kind()
         )));
     }
-    let is_within = |b: &CropBox| {
-        let fits = |start: i64, extent: i64, size| start >= 0 && extent >= 0 && start <= size - extent;
-        fits(b.top, b.height, height) && fits(b.left, b.width, width)
-    };
-    if let Some(beyond) = erasures.iter().flat_map(|erasure| &erasure.boxes).find(|b| !is_within(b)) {
+    let mut boxes = erasures.iter().flat_map(|erasure| &erasure.boxes);
+    if let Some(beyond) = boxes.find(|erased| !erased.is_within(height, width)) {
         return Err(DataError::Argument(format!(
             "the rectangle {beyond:?} goes beyond an image of {height}×{width} pixels"
         )));

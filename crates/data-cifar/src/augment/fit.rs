@@ -1,5 +1,6 @@
 //! A picture of any size as a square of a given side, the ways timm's evaluation transforms do it.
 
+use crate::augment::kernel::{Taps, WEIGHT_BITS, taps};
 use crate::augment::ops::Filter;
 use crate::error::DataError;
 
@@ -106,44 +107,9 @@ impl Axis {
         Self { length, scaled, start: rest / 2 + u64::from(rest % 4 == 3), count: side }
     }
 
-    /// The weights of each pixel that is wanted.
-    fn weights(&self, filter: Filter) -> Vec<Weights> {
-        let radius = if filter == Filter::Bicubic { 2.0 } else { 1.0 };
-        let scale = f64::from(self.length) / self.scaled as f64;
-        let stretch = scale.max(1.0);
-        let reach = radius * stretch;
-        let weights = |wanted: u64| {
-            let center = (wanted as f64 + 0.5) * scale;
-            let first = (center - reach + 0.5).max(0.0) as u32;
-            let end = ((center + reach + 0.5) as u32).min(self.length);
-            let raw: Vec<f64> = (first..end)
-                .map(|pixel| kernel(filter, (f64::from(pixel) - center + 0.5) * (1.0 / stretch)))
-                .collect();
-            let sum: f64 = raw.iter().sum();
-            let fixed = |weight: f64| (weight / sum * f64::from(1 << PRECISION)).round() as i32;
-            Weights { first: first as usize, values: raw.into_iter().map(fixed).collect() }
-        };
-        (self.start..self.start + u64::from(self.count)).map(weights).collect()
-    }
-}
-
-/// Binary places of a weight: PIL's, what a 32-bit sum of weighted bytes leaves room for.
-const PRECISION: u32 = 22;
-
-/// What one pixel is made of.
-struct Weights {
-    first: usize,
-    values: Vec<i32>,
-}
-
-fn kernel(filter: Filter, x: f64) -> f64 {
-    let x = x.abs();
-    match filter {
-        // Keys's cubic with a = -1/2.
-        Filter::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
-        Filter::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5,
-        Filter::Bicubic => 0.0,
-        _ => (1.0 - x).max(0.0),
+    /// What each pixel that is wanted is made of.
+    fn taps(&self, filter: Filter) -> Vec<Taps> {
+        taps(filter, self.length, self.scaled, self.start..self.start + u64::from(self.count))
     }
 }
 
@@ -151,7 +117,7 @@ fn kernel(filter: Filter, x: f64) -> f64 {
 /// it from version 13 on: columns first where the height shrinks, and by more than twice as many pixels as the
 /// width.
 fn resample(image: &RgbImage, across: &Axis, down: &Axis, filter: Filter) -> RgbImage {
-    let (columns, mut rows) = (across.weights(filter), down.weights(filter));
+    let (columns, mut rows) = (across.taps(filter), down.taps(filter));
     let shrinks = |axis: &Axis| i64::from(axis.length) - axis.scaled as i64;
     let wide = 3 * image.width as usize;
     let pixels = if shrinks(down) > 0 && shrinks(down) > 2 * shrinks(across) {
@@ -159,7 +125,7 @@ fn resample(image: &RgbImage, across: &Axis, down: &Axis, filter: Filter) -> Rgb
     } else {
         // Only the rows that count: of a long strip that is cropped, a small part.
         let top = rows.iter().map(|row| row.first).min().unwrap_or(0);
-        let bottom = rows.iter().map(|row| row.first + row.values.len()).max().unwrap_or(0);
+        let bottom = rows.iter().map(|row| row.first + row.weights.len()).max().unwrap_or(0);
         rows.iter_mut().for_each(|row| row.first -= top);
         let narrow = resample_rows(&image.pixels[top * wide..bottom * wide], wide, &columns);
         resample_columns(&narrow, 3 * columns.len(), &rows)
@@ -168,12 +134,12 @@ fn resample(image: &RgbImage, across: &Axis, down: &Axis, filter: Filter) -> Rgb
 }
 
 /// Each row of `row_bytes`, resized.
-fn resample_rows(pixels: &[u8], row_bytes: usize, columns: &[Weights]) -> Vec<u8> {
+fn resample_rows(pixels: &[u8], row_bytes: usize, columns: &[Taps]) -> Vec<u8> {
     let mut resized = Vec::with_capacity(pixels.len() / row_bytes * 3 * columns.len());
     for row in pixels.chunks_exact(row_bytes) {
         for column in columns {
-            let mut sums = [1 << (PRECISION - 1); 3];
-            for (pixel, weight) in row[3 * column.first..].chunks_exact(3).zip(&column.values) {
+            let mut sums = [1 << (WEIGHT_BITS - 1); 3];
+            for (pixel, weight) in row[3 * column.first..].chunks_exact(3).zip(&column.weights) {
                 for (sum, &value) in sums.iter_mut().zip(pixel) {
                     *sum += i32::from(value) * weight;
                 }
@@ -185,12 +151,12 @@ fn resample_rows(pixels: &[u8], row_bytes: usize, columns: &[Weights]) -> Vec<u8
 }
 
 /// Each column, of rows of `row_bytes`, resized.
-fn resample_columns(pixels: &[u8], row_bytes: usize, rows: &[Weights]) -> Vec<u8> {
+fn resample_columns(pixels: &[u8], row_bytes: usize, rows: &[Taps]) -> Vec<u8> {
     let mut resized = Vec::with_capacity(rows.len() * row_bytes);
     let mut sums = vec![0; row_bytes];
     for row in rows {
-        sums.fill(1 << (PRECISION - 1));
-        for (values, weight) in pixels[row.first * row_bytes..].chunks_exact(row_bytes).zip(&row.values) {
+        sums.fill(1 << (WEIGHT_BITS - 1));
+        for (values, weight) in pixels[row.first * row_bytes..].chunks_exact(row_bytes).zip(&row.weights) {
             for (sum, &value) in sums.iter_mut().zip(values) {
                 *sum += i32::from(value) * weight;
             }
@@ -201,7 +167,7 @@ fn resample_columns(pixels: &[u8], row_bytes: usize, rows: &[Weights]) -> Vec<u8
 }
 
 fn byte(sum: i32) -> u8 {
-    (sum >> PRECISION).clamp(0, 255) as u8
+    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
 }
 
 /// The picture in the middle of a square, which is not smaller.

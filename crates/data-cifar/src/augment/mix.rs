@@ -243,9 +243,8 @@ pub fn mix(
 }
 
 fn is_possible(mixing: &Mixing, height: i64, width: i64) -> bool {
-    let fits = |start: i64, extent: i64, size| start >= 0 && extent >= 0 && start <= size - extent;
     match mixing {
         Mixing::Blend(lambda) => (0.0..=1.0).contains(lambda),
-        Mixing::Paste(b) => fits(b.top, b.height, height) && fits(b.left, b.width, width),
+        Mixing::Paste(pasted) => pasted.is_within(height, width),
     }
 }

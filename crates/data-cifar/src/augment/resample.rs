@@ -1,8 +1,7 @@
 //! PIL's `Image.resize` and the crops of torchvision and timm for batches of images, with a box of its own for
 //! each image.
 //!
-//! One axis of a resize is a matrix of weights, built on the device from a few numbers per image. The weights
-//! are PIL's: of 22 bits, and of a filter that widens with the scale when the image shrinks. PIL sums in
+//! One axis of a resize is a matrix of PIL's weights, put together on the device. PIL sums in
 //! integers. So do sums in f64, in effect; in f32, which [`resized_crop`] takes on the CPU for its speed, a value
 //! can come out one level off where PIL's sum lies next to a rounding boundary, in the rarest cases two (and then, as
 //! the order of the sums may depend on it, also change with the size of the batch).
@@ -10,6 +9,7 @@
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
+use crate::augment::kernel::{Taps, WEIGHT_BITS, taps};
 use crate::augment::on_device::{check_bytes, in_slices, pixels, upload};
 use crate::augment::ops::Filter;
 use crate::error::DataError;
@@ -29,9 +29,9 @@ pub struct CropBox {
 }
 
 impl CropBox {
-    /// Whether it has pixels and all of them lie in an image of this size.
-    fn is_within(&self, height: i64, width: i64) -> bool {
-        let fits = |start: i64, extent: i64, size| start >= 0 && extent >= 1 && start <= size - extent;
+    /// Whether all of its pixels, if it has any, lie in an image of this size.
+    pub(crate) fn is_within(&self, height: i64, width: i64) -> bool {
+        let fits = |start: i64, extent: i64, size| start >= 0 && extent >= 0 && start <= size - extent;
         fits(self.top, self.height, height) && fits(self.left, self.width, width)
     }
 }
@@ -184,7 +184,8 @@ pub fn mirrored_resized_crop(
             "{batch} images need as many boxes, filters and mirrorings, not {lengths:?}"
         )));
     }
-    if let Some(beyond) = boxes.iter().find(|crop| !crop.is_within(height, width)) {
+    let has_pixels = |crop: &CropBox| crop.height > 0 && crop.width > 0;
+    if let Some(beyond) = boxes.iter().find(|crop| !has_pixels(crop) || !crop.is_within(height, width)) {
         return Err(DataError::Argument(format!(
             "the box {beyond:?} is empty or goes beyond an image of {height}×{width} pixels"
         )));
@@ -244,8 +245,7 @@ pub fn pil_resize(images: &Tensor, filter: Filter, size: (i64, i64)) -> Result<T
     if (height, width) == size {
         return Ok(images.shallow_clone());
     }
-    let whole = CropBox { top: 0, left: 0, height, width };
-    if !whole.is_within(height, width) {
+    if height < 1 || width < 1 {
         return Err(DataError::Argument(format!("cannot resize images of {height}×{width} pixels")));
     }
     if batch == 0 {
@@ -253,7 +253,7 @@ pub fn pil_resize(images: &Tensor, filter: Filter, size: (i64, i64)) -> Result<T
     }
     let axis = |extent| vec![Span { start: 0, extent, filter, reversed: false }];
     let resampler = Resampler::new(images, [axis(height), axis(width)], size, Kind::Double)?;
-    resampler.apply(images, vertical_first(&whole, size))
+    resampler.apply(images, vertical_first(&CropBox { top: 0, left: 0, height, width }, size))
 }
 
 /// The middle `size` (height, width) of images `[B, C, H, W]` of any kind, as torchvision's and timm's
@@ -330,9 +330,6 @@ fn check_crop(images: &Tensor, size: (i64, i64)) -> Result<[i64; 3], DataError> 
 fn vertical_first(crop: &CropBox, (height, width): (i64, i64)) -> bool {
     crop.height - height > (2 * (crop.width - width)).max(0)
 }
-
-/// Bits of PIL's weights after the binary point.
-const WEIGHT_BITS: u32 = 22;
 
 /// What becomes of one axis: the part of the input from `start` on, `extent` pixels long, is sampled.
 struct Span {
@@ -449,90 +446,49 @@ fn half_more(mut sums: Tensor) -> Result<Tensor, DataError> {
 
 /// The weights of `size` outputs on `length` inputs, `[G, size, length]`, for each of G spans.
 ///
-/// Spans of one extent and filter have the same weights at other places, and small images have few extents, so
-/// each is computed once.
+/// Spans of one extent, filter and direction have the same weights at other places, and small images have few
+/// extents, so each is computed once, on the host; the device puts them in their places.
 fn weights(
     spans: &[Span],
     size: i64,
     length: i64,
     (kind, device): (Kind, Device),
 ) -> Result<Tensor, DataError> {
-    let f64s = (Kind::Double, device);
-    let mut distinct: Vec<(i64, Filter)> = spans.iter().map(|span| (span.extent, span.filter)).collect();
+    let key = |span: &Span| (span.extent, span.filter, span.reversed);
+    let mut distinct: Vec<_> = spans.iter().map(key).collect();
     distinct.sort_unstable();
     distinct.dedup();
-    let (mut packed, mut most_taps) = (vec![0.0; 6 * distinct.len()], 1);
-    for (place, &(extent, filter)) in distinct.iter().enumerate() {
-        let scale = extent as f64 / size as f64;
-        let stretch = scale.max(1.0);
-        let (reach, slope, limit) = match filter {
-            Filter::Nearest => (0.5, 1.0, 1),
-            Filter::Bilinear => (stretch, 1.0 / stretch, length),
-            Filter::Bicubic => (2.0 * stretch, 1.0 / stretch, length),
-        };
-        most_taps = most_taps.max(limit.min(2 * reach.ceil() as i64 + 1));
-        let cubic = f64::from(filter == Filter::Bicubic);
-        let row = [extent as f64, scale, reach - 0.5, slope, limit as f64, cubic];
-        for (index, value) in row.into_iter().enumerate() {
-            packed[index * distinct.len() + place] = value;
+    let outputs: Vec<Taps> = distinct
+        .iter()
+        .flat_map(|&(extent, filter, reversed)| {
+            let size = size.cast_unsigned();
+            let mut outputs = taps(filter, extent as u32, size, 0..size);
+            if reversed {
+                outputs.reverse();
+            }
+            outputs
+        })
+        .collect();
+    let most = outputs.iter().map(|taps| taps.weights.len()).max().unwrap_or(1);
+    let mut values = vec![0f32; outputs.len() * most]; // 22 bits are exact
+    for (row, taps) in values.chunks_exact_mut(most).zip(&outputs) {
+        for (value, &weight) in row.iter_mut().zip(&taps.weights) {
+            *value = weight as f32 / (1 << WEIGHT_BITS) as f32;
         }
     }
-    // Which of them each span is, reversed ones after the others; and where it starts.
-    let which = spans.iter().map(|span| {
-        let place = distinct.binary_search(&(span.extent, span.filter)).unwrap_or_default();
-        (if span.reversed { distinct.len() + place } else { place }) as i64
-    });
-    let of_spans: Vec<i64> = which.chain(spans.iter().map(|span| span.start)).collect();
-    let of_spans = upload(&of_spans, device)?.f_view([2, -1])?;
-    let (which, start) = (of_spans.f_get(0)?, of_spans.f_get(1)?.f_view([-1, 1, 1])?);
-    let (count, spans) = (distinct.len() as i64, spans.len() as i64);
-    let packed = upload(&packed, device)?.f_view([6, count, 1, 1])?;
-    let row = |index| packed.f_get(index);
-    let (extent, scale, reach) = (row(0)?, row(1)?, row(2)?);
-    let (slope, limit, cubic) = (row(3)?, row(4)?, row(5)?);
+    let which = spans.iter().map(|span| distinct.binary_search(&key(span)).unwrap_or_default() as i64);
+    let starts = spans.iter().map(|span| span.start);
+    let firsts = outputs.iter().map(|taps| taps.first as i64);
+    let numbers = upload(&which.chain(starts).chain(firsts).collect::<Vec<_>>(), device)?;
+    let (count, most) = (spans.len() as i64, most as i64);
+    let which = numbers.f_narrow(0, 0, count)?;
+    let starts = numbers.f_narrow(0, count, count)?.f_view([count, 1, 1])?;
+    let firsts = numbers.f_narrow(0, 2 * count, outputs.len() as i64)?.f_view([-1, size, 1])?;
+    let values = upload(&values, device)?.f_to_kind(kind)?.f_view([-1, size, most])?;
 
-    // The outputs' centres, [D, size, 1] of D distinct spans, added up step by step so that the nearest pixel is PIL's in ties.
-    let steps = Tensor::f_ones([1, size, 1], f64s)?;
-    let _ = steps.f_narrow(1, 0, 1)?.f_fill_(0.5)?;
-    let centres = steps.f_mul(&scale)?.f_cumsum(1, None)?;
-    // Only the inputs within reach of a centre are computed: tap k of output i is input first[i] + k.
-    let first = centres.f_sub(&reach)?.f_floor_()?.f_clamp_min_(0.0)?;
-    let taps = Tensor::f_arange(most_taps, f64s)?;
-    let nearest = first.f_sub(&centres)?.f_add_scalar_(0.5)?.f_mul_(&slope)?;
-    let distances = nearest.f_addcmul(&taps, &slope)?.f_abs_()?; // [D, size, taps]
-    let mut weights = match distinct.iter().filter(|(_, filter)| *filter == Filter::Bicubic).count() {
-        0 => triangle(&distances)?,
-        cubics if cubics == distinct.len() => keys_cubic(distances)?,
-        _ => triangle(&distances)?.f_lerp_tensor(&keys_cubic(distances)?, &cubic)?,
-    };
-    let inside = extent.f_sub(&first)?.f_minimum(&limit)?;
-    let mut weights = weights.f_masked_fill_(&taps.f_ge_tensor(&inside)?, 0.0)?;
-    let ones = f64::from(1 << WEIGHT_BITS);
-    let mut sums = weights.f_sum_dim_intlist(2i64, true, None)?;
-    let mut weights = weights.f_mul_(&sums.f_reciprocal_()?.f_mul_scalar_(ones)?)?.f_round_()?;
-    let weights = weights.f_mul_scalar_(1.0 / ones)?.f_to_kind(kind)?;
-
-    // Reversed outputs are the same outputs in reverse order.
-    let with_reversed = |t: &Tensor| Tensor::f_cat(&[t, &t.f_flip([1])?], 0)?.f_index_select(0, &which);
-    let (weights, first) = (with_reversed(&weights)?, with_reversed(&first.f_to_kind(Kind::Int64)?)?);
-
-    // Taps beyond the box weigh nothing; they may lie beyond the input as well, so there is room for them.
-    let inputs = first.f_add(&start)?.f_add(&taps.f_to_kind(Kind::Int64)?)?;
-    let mut matrix = Tensor::f_zeros([spans, size, length + most_taps], (kind, device))?;
-    Ok(matrix.f_scatter_(2, &inputs, &weights)?.f_narrow(2, 0, length)?)
-}
-
-/// 1 − |x|, and 0 from 1 on.
-fn triangle(distances: &Tensor) -> Result<Tensor, DataError> {
-    Ok(distances.f_clamp_max(1.0)?.f_rsub_scalar(1.0)?)
-}
-
-/// Keys's cubic with a = −1/2: 1 + x²·(3x − 5)/2 to 1, and −(x − 1)·(x − 2)²/2 from 1 to 2.
-fn keys_cubic(mut distances: Tensor) -> Result<Tensor, DataError> {
-    let mut near = distances.f_clamp_max(1.0)?;
-    let square = near.f_square()?;
-    let mut near = near.f_mul_scalar_(1.5)?.f_sub_scalar_(2.5)?.f_mul_(&square)?.f_add_scalar_(1.0)?;
-    let mut far = distances.f_clamp_(1.0, 2.0)?.f_sub_scalar_(2.0)?; // x − 2, from −1 to 0
-    let square = far.f_square()?.f_mul_scalar_(-0.5)?;
-    Ok(near.f_addcmul_(&far.f_add_scalar_(1.0)?, &square)?)
+    // Fewer taps are filled up with some that weigh nothing; they may lie beyond the input, so there is room for them.
+    let along = Tensor::f_arange(most, (Kind::Int64, device))?;
+    let inputs = firsts.f_index_select(0, &which)?.f_add(&starts)?.f_add(&along)?;
+    let mut matrix = Tensor::f_zeros([count, size, length + most], (kind, device))?;
+    Ok(matrix.f_scatter_(2, &inputs, &values.f_index_select(0, &which)?)?.f_narrow(2, 0, length)?)
 }

@@ -14,8 +14,7 @@ use crate::augment::resample::{
     RandomResizedCrop, center_crop, crop, crop_offset, mirrored_resized_crop, pad_crop, pil_resize,
 };
 use crate::batches::at_once;
-use crate::batches::device::Batch;
-use crate::batches::image_set::{ImageBatches, ImageSet};
+use crate::batches::image_set::{Batch, Batches, ImageSet};
 use crate::error::DataError;
 use crate::rng::{chance, keyed_rng, uniform};
 
@@ -275,7 +274,7 @@ impl Pipeline {
 pub struct Epoch<'a> {
     pipeline: &'a Pipeline,
     draw: Draw,
-    chunks: ImageBatches<'a>,
+    chunks: Batches<'a>,
     batch_size: usize,
     /// Several batches in one, augmented, and how many of its images were handed out.
     current: Option<(Augmented, usize)>,

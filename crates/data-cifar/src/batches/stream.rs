@@ -10,23 +10,15 @@ use rayon::ThreadPool;
 use tch::{Device, Kind, Tensor};
 
 use crate::batches::at_once;
-use crate::batches::device::{Batch, check_order};
 use crate::error::DataError;
-use crate::sets::folder::{FolderOptions, PartLabels, PictureFile};
-use crate::sets::load::{FolderIndex, pool, read_batch, zeroed};
-
-/// A part of a data set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
-    /// The training images, with those of `val` at their end.
-    Train,
-    /// The test images.
-    Test,
-}
+use crate::sets::folder::{FolderOptions, PictureFile};
+use crate::sets::index::FolderIndex;
+use crate::sets::load::{pool, read_batch, zeroed};
 
 /// One part of a folder whose images are decoded each time they are asked for.
 ///
-/// Its batches are those of a [`DeviceSet`](crate::DeviceSet) of the same part, in content and order, for any number of threads.
+/// Its batches are those of a [`DeviceSet`](crate::DeviceSet) of the same part, in content and order, for any number of
+/// threads.
 #[derive(Debug)]
 pub struct StreamSet {
     source: Arc<Source>,
@@ -46,40 +38,29 @@ struct Source {
 }
 
 impl FolderIndex {
-    /// The class of each image.
-    pub fn labels(&self) -> PartLabels {
-        self.folder.labels(&self.arrangement)
-    }
-
-    /// A part's images, as indices of the folder's files.
-    fn order(&self, part: Part) -> &[usize] {
-        match part {
-            Part::Train => &self.arrangement.train,
-            Part::Test => &self.arrangement.test,
-        }
-    }
-
-    /// A part of the folder as batches on `device`, decoded on `threads` threads while the batches before them
-    /// are worked on: up to `prefetch` finished batches wait, fewer of large ones, and one more is in the making.
+    /// The training part, with the images of `val` at its end, and the test part. Each is decoded on `threads` threads while
+    /// the batches before are worked on: up to `prefetch` finished batches wait on or for `device`, fewer of large ones,
+    /// and one more is in the making.
     ///
     /// # Errors
     /// Without threads, or when they cannot be started.
     pub fn stream(
         &self,
-        part: Part,
         device: Device,
         threads: usize,
         prefetch: usize,
-    ) -> Result<StreamSet, DataError> {
-        let order = self.order(part);
-        let source = Source {
-            root: self.folder.root.clone(),
-            options: self.folder.options,
-            files: order.iter().map(|&n| self.folder.files[n].clone()).collect(),
-            digests: order.iter().map(|&n| *self.outcomes[n].digest()).collect(),
-            pool: pool(threads)?,
+    ) -> Result<(StreamSet, StreamSet), DataError> {
+        let part = |order: &[usize]| -> Result<StreamSet, DataError> {
+            let source = Source {
+                root: self.folder.root.clone(),
+                options: self.folder.options,
+                files: order.iter().map(|&n| self.folder.files[n].clone()).collect(),
+                digests: order.iter().map(|&n| *self.outcomes[n].digest()).collect(),
+                pool: pool(threads)?,
+            };
+            Ok(StreamSet { source: Arc::new(source), device, prefetch })
         };
-        Ok(StreamSet { source: Arc::new(source), device, prefetch })
+        Ok((part(&self.arrangement.train)?, part(&self.arrangement.test)?))
     }
 }
 
@@ -163,57 +144,23 @@ impl StreamSet {
         self.device
     }
 
-    /// The images of `order` in batches of `batch_size`; the last one holds what is left.
-    ///
-    /// A batch is an error, and the last one, when one of its files cannot be decoded any more or has other
-    /// pixels than it had; the error names it. Dropping the iterator stops the decoding.
-    ///
-    /// # Errors
-    /// When the batch size is 0, an index is out of range or no thread can be started.
-    pub fn batches(&self, order: &[i64], batch_size: usize) -> Result<StreamBatches, DataError> {
-        self.batches_from(order, batch_size, 0)
-    }
-
-    /// As [`StreamSet::batches`], from batch number `first` on, numbered as if the others had been there.
-    ///
-    /// # Errors
-    /// Those of [`StreamSet::batches`].
-    pub fn batches_from(
-        &self,
-        order: &[i64],
-        batch_size: usize,
-        first: usize,
-    ) -> Result<StreamBatches, DataError> {
-        check_order(order, batch_size, self.len())?;
-        let start = first.saturating_mul(batch_size).min(order.len());
+    /// Starts to decode the images of `order`, which are there, in batches of `batch_size`, which is not 0.
+    pub(crate) fn decode_ahead(&self, order: Vec<i64>, batch_size: usize) -> Result<DecodedAhead, DataError> {
+        let side = self.source.options.side;
         let waiting = at_once::waiting(batch_size.saturating_mul(self.source.options.image_bytes()));
         let (sender, receiver) = sync_channel(waiting.min(self.prefetch));
         let stop = Arc::new(AtomicBool::new(false));
-        let work = Work {
-            source: Arc::clone(&self.source),
-            order: order[start..].to_vec(),
-            batch_size,
-            device: self.device,
-            stop: Arc::clone(&stop),
-        };
+        let (source, device) = (Arc::clone(&self.source), self.device);
+        let work = Work { source, order, batch_size, device, stop: Arc::clone(&stop) };
         let thread = thread::Builder::new()
             .name("prefetch".into())
             .spawn(move || work.run(&sender))
             .map_err(|error| DataError::Argument(format!("cannot start a thread: {error}")))?;
-        Ok(StreamBatches {
-            receiver: Some(receiver),
-            thread: Some(thread),
-            stop,
-            side: self.source.options.side,
-            device: self.device,
-            order: order.to_vec(),
-            batch_size,
-            start,
-        })
+        Ok(DecodedAhead { receiver: Some(receiver), thread: Some(thread), stop, side, device })
     }
 }
 
-/// What the thread behind an iterator does.
+/// What the thread behind the batches does.
 struct Work {
     source: Arc<Source>,
     order: Vec<i64>,
@@ -235,60 +182,31 @@ impl Work {
     }
 }
 
-/// The batches of one pass over a [`StreamSet`]; see [`StreamSet::batches`].
+/// Batches that a thread decodes ahead of their use, until this is dropped.
 #[derive(Debug)]
-pub struct StreamBatches {
-    /// Always there until the iterator is dropped.
+pub(crate) struct DecodedAhead {
+    /// Always there until the end.
     receiver: Option<Receiver<Result<HostBatch, DataError>>>,
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     side: u32,
     device: Device,
-    order: Vec<i64>,
-    batch_size: usize,
-    start: usize,
 }
 
-impl StreamBatches {
-    fn receive(&self, len: usize) -> Result<Batch, DataError> {
+impl DecodedAhead {
+    /// Images `[B, 3, S, S]` and labels `[B]` of the next batch.
+    pub(crate) fn receive(&self) -> Result<(Tensor, Tensor), DataError> {
         let received = self.receiver.as_ref().and_then(|receiver| receiver.recv().ok());
         let Some(batch) = received else {
             return Err(DataError::Argument("the thread that decodes pictures ended early".into()));
         };
         let (images, labels) = batch?.into_tensors(self.side)?;
         let upload = |tensor: &Tensor, kind| tensor.f_to_device_(self.device, kind, true, false);
-        Ok(Batch {
-            images: upload(&images, Kind::Uint8)?,
-            labels: upload(&labels, Kind::Int64)?,
-            indices: self.order[self.start..self.start + len].to_vec(),
-            start: self.start,
-            number: (self.start / self.batch_size) as u64,
-        })
+        Ok((upload(&images, Kind::Uint8)?, upload(&labels, Kind::Int64)?))
     }
 }
 
-impl Iterator for StreamBatches {
-    type Item = Result<Batch, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let len = self.batch_size.min(self.order.len() - self.start);
-        if len == 0 {
-            return None;
-        }
-        let batch = self.receive(len);
-        self.start = if batch.is_ok() { self.start + len } else { self.order.len() };
-        Some(batch)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = (self.order.len() - self.start).div_ceil(self.batch_size);
-        (left, Some(left))
-    }
-}
-
-impl ExactSizeIterator for StreamBatches {}
-
-impl Drop for StreamBatches {
+impl Drop for DecodedAhead {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.receiver = None; // wakes a thread that waits for room

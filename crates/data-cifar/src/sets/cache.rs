@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 
 use crate::sets::dataset::{Skipped, hex};
 use crate::sets::folder::Folder;
-use crate::sets::load::{FolderIndex, Outcome};
+use crate::sets::index::{FolderIndex, Outcome};
 
 /// Counted up whenever the same files would give other pixels, another order or another layout of the file.
 const VERSION: u32 = 2;

@@ -4,7 +4,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::augment::ops::Op;
 use crate::error::DataError;
-use crate::rng::{below, unit};
+use crate::rng::{shuffle, unit};
 
 /// `torchvision.transforms.ColorJitter` for PIL images, which is timm's `color_jitter` too: one number c
 /// there stands for brightness, contrast and saturation of c, and no hue.
@@ -60,9 +60,7 @@ impl ColorJitter {
             // Towards zero, then modulo 256, as PIL's hue has 256 steps and torchvision takes 255 for a turn.
             add(Op::Hue { shift: (255.0 * turn) as i32 as u8 });
         }
-        for last in (1..count).rev() {
-            ops.swap(last, below(rng, last as u64 + 1) as usize);
-        }
+        shuffle(rng, &mut ops[..count]);
         ops
     }
 }

@@ -8,7 +8,6 @@ use ndarray::{ArcArray, Array1};
 use proptest::prelude::*;
 use tch::{Device, Kind};
 
-use crate::batches::device::DeviceSet;
 use crate::sets::dataset::Labelled;
 
 fn pipeline(image_size: i64, augmentation: Augmentation) -> Pipeline {
@@ -18,18 +17,14 @@ fn pipeline(image_size: i64, augmentation: Augmentation) -> Pipeline {
 }
 
 /// Images of noise and flat parts.
-fn set(n: usize, side: usize) -> DeviceSet {
-    DeviceSet::new(&labelled(n, side), Device::Cpu).unwrap()
-}
-
-fn labelled(n: usize, side: usize) -> Labelled {
+fn set(n: usize, side: usize) -> ImageSet {
     let pixel = |(n, c, y, x): (usize, usize, usize, usize)| {
         let noise = ((n * 7919 + c * 104_729 + y * 1299 + x * 15_485) * 2_654_435_761) >> 7;
         if (y / 4 + n) % 3 == 0 { (n * 37 % 256) as u8 } else { noise as u8 }
     };
     let images = ArcArray::from_shape_fn((n, 3, side, side), pixel);
     let labels = Array1::from_shape_fn(n, |n| (n % 10) as u16);
-    Labelled { images, labels }
+    ImageSet::Held(Labelled { images, labels })
 }
 
 fn draw(seed: u64, epoch: u64) -> Draw {
@@ -37,7 +32,7 @@ fn draw(seed: u64, epoch: u64) -> Draw {
 }
 
 /// All batches of an epoch, one after the other.
-fn epoch(pipeline: &Pipeline, set: &DeviceSet, order: &[i64], batch_size: usize, at: Draw) -> Tensor {
+fn epoch(pipeline: &Pipeline, set: &ImageSet, order: &[i64], batch_size: usize, at: Draw) -> Tensor {
     let batches = set.batches(order, batch_size).unwrap();
     let shown: Vec<Tensor> = batches.map(|batch| pipeline.augmented(&batch.unwrap(), at).unwrap()).collect();
     Tensor::cat(&shown, 0)
@@ -93,8 +88,7 @@ fn batches_are_the_same_whether_augmented_one_by_one_or_several_at_once() {
     let order = crate::rng::permutation(3, 1, 10..290);
     for pipeline in [everything, per_batch] {
         let expected = epoch(&pipeline, &small, &order, 96, draw(3, 1));
-        let images = ImageSet::Resident(DeviceSet::new(&labelled(300, 16), Device::Cpu).unwrap());
-        let batches = pipeline.epoch(&images, &order, 96, draw(3, 1), 0).unwrap();
+        let batches = pipeline.epoch(&small, &order, 96, draw(3, 1), 0).unwrap();
         assert_eq!(batches.len(), 3);
         let batches: Vec<Augmented> = batches.collect::<Result<_, _>>().unwrap();
         assert_eq!(batches.iter().map(|b| b.indices.len()).collect::<Vec<_>>(), [96, 96, 88]);
@@ -109,8 +103,7 @@ fn batches_are_the_same_whether_augmented_one_by_one_or_several_at_once() {
         assert!(difference.max().double_value(&[]) <= 3.0 / 255.0);
         assert!(difference.gt(1e-6).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]) < 1e-4);
     }
-    let images = ImageSet::Resident(small);
-    assert!(pipeline(32, Augmentation::default()).epoch(&images, &[0], 0, draw(1, 1), 0).is_err());
+    assert!(pipeline(32, Augmentation::default()).epoch(&small, &[0], 0, draw(1, 1), 0).is_err());
 }
 
 #[test]
@@ -118,7 +111,7 @@ fn an_epoch_that_starts_later_has_the_same_batches_to_the_last_bit() {
     let cut = Some(Cut::Enlarged { from: 34, per_image: false });
     let per_batch = Augmentation { cut, ..Augmentation::default() };
     // 1,024 images of 32×32 are augmented at once: ten batches of 96.
-    let images = ImageSet::Resident(set(1_300, 16));
+    let images = set(1_300, 16);
     let order = crate::rng::permutation(3, 1, 0..1_300);
     for augmentation in [everything(), per_batch] {
         let pipeline = pipeline(32, augmentation);
@@ -186,8 +179,7 @@ fn where_a_batch_is_cropped_never_changes() {
 
 #[test]
 fn evaluation_shows_the_middle_as_timm_does() {
-    let set = set(3, 16);
-    let bytes = set.images.shallow_clone();
+    let bytes = set(3, 16).batches(&[0, 1, 2], 3).unwrap().next().unwrap().unwrap().images;
     let mut pipeline = pipeline(12, Augmentation::default());
     let keras = pipeline.plain(&bytes).unwrap();
     assert_eq!(keras, resize(&(bytes.to_kind(Kind::Float) / 255.0), 12).unwrap());
