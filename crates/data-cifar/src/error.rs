@@ -132,6 +132,26 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A picture that takes more memory to decode than there is.
+    #[error(
+        "{}: {width}x{height} pixels take {} MB of memory to decode, more than the {} MB there are; make the picture \
+         smaller, take it out of the folder, or allow more memory",
+        .file.display(),
+        bytes.div_ceil(1_000_000),
+        most / 1_000_000
+    )]
+    Memory {
+        /// The file.
+        file: PathBuf,
+        /// Pixels in a row, as its header says.
+        width: u64,
+        /// Rows.
+        height: u64,
+        /// Bytes that decoding takes.
+        bytes: u64,
+        /// Bytes that it may take.
+        most: u64,
+    },
     /// A folder of pictures that is not laid out as one.
     #[error("{}: {problem}", .folder.display())]
     Folder {

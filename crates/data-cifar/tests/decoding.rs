@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use data_cifar::{CropMode, Filter, RgbImage, decode, fit};
+use data_cifar::{CropMode, DataError, Filter, RgbImage, decode, fit};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
@@ -32,7 +32,7 @@ fn file(name: &str) -> Vec<u8> {
 }
 
 fn decoded(bytes: &[u8]) -> Result<RgbImage, String> {
-    decode(bytes, Path::new("picture")).map_err(|error| error.to_string())
+    decode(bytes, Path::new("picture"), u64::MAX).map_err(|error| error.to_string())
 }
 
 /// Largest difference, and how many of the values differ.
@@ -58,7 +58,7 @@ fn the_content_says_what_a_file_is() {
     for (name, wrong) in
         [("png_rgb.png", "a.jpg"), ("gif.gif", "a.tiff"), ("tiff.tif", "a"), ("bmp_rgb.bmp", "a.webp")]
     {
-        assert_eq!(decode(&file(name), Path::new(wrong)).unwrap(), decoded(&file(name)).unwrap());
+        assert_eq!(decode(&file(name), Path::new(wrong), u64::MAX).unwrap(), decoded(&file(name)).unwrap());
     }
     let box_of = |brands: &[u8]| [&[0, 0, 0, 8 + brands.len() as u8], &b"ftyp"[..], brands, b"more"].concat();
     for (bytes, reason) in [
@@ -136,8 +136,8 @@ fn truncated_files_are_errors() {
     }
 }
 
-/// The message about a picture of a few bytes whose header claims another size.
-fn claiming(name: &str, [width, height]: [u16; 2]) -> String {
+/// A picture of a few bytes whose header claims another size.
+fn claiming(name: &str, [width, height]: [u16; 2]) -> Vec<u8> {
     let mut bytes = file(name);
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     let little = [width.to_le_bytes(), height.to_le_bytes()];
@@ -163,7 +163,12 @@ fn claiming(name: &str, [width, height]: [u16; 2]) -> String {
             put(tags + 7 * 12 + 8, &little[1]);
         }
     }
-    decoded(&bytes).unwrap_err()
+    bytes
+}
+
+/// The message about it.
+fn refused(name: &str, size: [u16; 2]) -> String {
+    decoded(&claiming(name, size)).unwrap_err()
 }
 
 #[test]
@@ -177,19 +182,48 @@ fn enormous_pictures_are_errors() {
         ("tiff_grey_8bit.tif", 65000),
     ] {
         let expected = format!("picture: claims {side}x{side} pixels; the most is 178956970, as in PIL");
-        assert_eq!(claiming(name, [65000; 2]), expected, "{name}");
+        assert_eq!(refused(name, [65000; 2]), expected, "{name}");
     }
+}
+
+/// Fewer pixels than PIL refuses, and none of them are there: before they are missed, memory would be taken for all.
+#[test]
+fn pictures_that_take_more_memory_than_there_is_are_named() {
+    for (name, side, bytes_per_pixel) in [
+        ("jpeg_420.jpg", 13_000, 9),
+        ("png_rgb.png", 13_000, 3),
+        ("png_16bit_rgb.png", 13_000, 9),
+        ("bmp_rgb.bmp", 13_000, 3),
+        ("webp_animated.webp", 13_001, 3),
+        ("gif_small_on_screen.gif", 13_000, 4),
+        ("tiff_grey_8bit.tif", 13_000, 4),
+    ] {
+        let bytes = claiming(name, [13_000; 2]);
+        let message = decode(&bytes, Path::new("some/picture"), 256 << 20).unwrap_err().to_string();
+        let megabytes = (side * side * bytes_per_pixel as usize).div_ceil(1_000_000);
+        let expected = format!(
+            "some/picture: {side}x{side} pixels take {megabytes} MB of memory to decode, more than the 268 MB there are"
+        );
+        assert!(message.starts_with(&expected), "{name}: {message}");
+    }
+    let (bytes, [width, height]) = (file("png_rgb.png"), {
+        let picture = decoded(&file("png_rgb.png")).unwrap();
+        [picture.width, picture.height].map(u64::from)
+    });
+    let with = |memory| decode(&bytes, Path::new("picture"), memory);
+    assert!(with(3 * width * height).is_ok());
+    assert!(matches!(with(3 * width * height - 1), Err(DataError::Memory { .. })));
 }
 
 #[test]
 fn pictures_without_pixels_are_errors() {
     for name in ["png_rgb.png", "bmp_rgb.bmp"] {
-        assert_eq!(claiming(name, [0, 7]), "picture: has no pixels: 0x7", "{name}");
-        assert_eq!(claiming(name, [7, 0]), "picture: has no pixels: 7x0", "{name}");
+        assert_eq!(refused(name, [0, 7]), "picture: has no pixels: 0x7", "{name}");
+        assert_eq!(refused(name, [7, 0]), "picture: has no pixels: 7x0", "{name}");
     }
-    assert_eq!(claiming("jpeg_420.jpg", [7, 0]), "picture: libjpeg: Empty JPEG image (DNL not supported)");
+    assert_eq!(refused("jpeg_420.jpg", [7, 0]), "picture: libjpeg: Empty JPEG image (DNL not supported)");
     assert_eq!(
-        claiming("tiff_grey_8bit.tif", [0, 7]),
+        refused("tiff_grey_8bit.tif", [0, 7]),
         "picture: damaged: format error: invalid dimensions: 0x7"
     );
 }

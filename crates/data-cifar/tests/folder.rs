@@ -29,6 +29,7 @@ fn options() -> FolderOptions {
         filter: Filter::Bicubic,
         on_error: OnError::Skip,
         test_fraction: 0.0,
+        memory: u64::MAX,
     }
 }
 
@@ -258,6 +259,10 @@ fn damaged_files_are_named_and_skipped_or_fatal() {
             list(root.path(), &fatal).load(None, threads, &NEVER, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("ant/004.png: truncated"), "{error}");
     }
+    // What takes too much memory is not skipped: another machine would have it.
+    let little = FolderOptions { memory: 100, ..options() };
+    let error = list(clean.path(), &little).load(None, 2, &NEVER, &mut |_| ()).unwrap_err();
+    assert!(matches!(error, DataError::Memory { most: 100, .. }), "{error}");
     for entry in fs::read_dir(root.path().join("bee")).unwrap() {
         fs::write(entry.unwrap().path(), "").unwrap();
     }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tch::Device;
 
 use crate::Error;
+use crate::memory;
 use crate::presentation::filter;
 use crate::signals::Stop;
 
@@ -409,6 +410,7 @@ fn folder_options(recipe: &FolderRecipe) -> FolderOptions {
             run_record::OnError::Fail => OnError::Fail,
         },
         test_fraction: recipe.test_fraction.unwrap_or_default(),
+        memory: memory::limit().map_or(u64::MAX, |limit| limit.bytes),
     }
 }
 

@@ -108,6 +108,46 @@ impl RandomErasing {
 /// # Errors
 /// When `images` are not such floats, there is not one erasure for each, or a rectangle goes beyond its image.
 pub fn erase(images: &Tensor, erasures: &[Erasure], mode: EraseMode) -> Result<Tensor, DataError> {
+    let [channels, height, width] = check(images, erasures)?;
+    let chosen: Vec<_> = erasures.iter().zip(0..).filter(|(erasure, _)| !erasure.boxes.is_empty()).collect();
+    let Some(most) = chosen.iter().map(|(erasure, _)| erasure.boxes.len() as i64).max() else {
+        return Ok(images.shallow_clone());
+    };
+    let count = chosen.len() as i64;
+    let packed = upload(&packed(&chosen, most as usize), images.device())?.f_view([-1, count])?;
+    let (places, keys) = (packed.f_get(0)?, packed.f_narrow(0, 1, 2)?);
+    let edges = packed.f_narrow(0, 3, 4 * most)?.f_view([most, 4, count, 1, 1, 1])?;
+
+    let mut erased = images.f_index_select(0, &places)?;
+    let noise = |numbers: i64, shape: &[i64]| -> Result<Tensor, DataError> {
+        Ok(normals(&keys, numbers)?.f_to_kind(images.kind())?.f_reshape(shape)?)
+    };
+    let fill = match mode {
+        EraseMode::Const => None,
+        EraseMode::Rand => Some(noise(channels * most, &[count, most, channels, 1, 1])?),
+        EraseMode::Pixel => Some(noise(channels * height * width, &[count, 1, channels, height, width])?),
+    };
+    let (rows, columns) = (pixels(height, images.device())?, pixels(width, images.device())?);
+    let (rows, columns) = (rows.f_view([height, 1])?, columns.f_view([1, width])?);
+    for number in 0..most {
+        let of = edges.f_get(number)?;
+        let between = |pixels: &Tensor, from: i64| {
+            pixels.f_ge_tensor(&of.f_get(from)?)?.f_logical_and(&pixels.f_lt_tensor(&of.f_get(from + 1)?)?)
+        };
+        let inside = between(&rows, 0)?.f_logical_and(&between(&columns, 2)?)?; // [E, 1, H, W]
+        erased = match &fill {
+            None => erased.f_masked_fill_(&inside, 0.0)?,
+            Some(fill) => {
+                let fill = fill.f_select(1, number.min(fill.size()[1] - 1))?;
+                fill.f_where_self(&inside, &erased)?
+            }
+        };
+    }
+    Ok(images.f_index_copy(0, &places, &erased)?)
+}
+
+/// `[C, H, W]` of images that can be erased like this.
+fn check(images: &Tensor, erasures: &[Erasure]) -> Result<[i64; 3], DataError> {
     let shape = images.size();
     let &[batch, channels, height, width] = shape.as_slice() else {
         return Err(DataError::Argument(format!("images must be [B, C, H, W], not {shape:?}")));
@@ -125,14 +165,12 @@ pub fn erase(images: &Tensor, erasures: &[Erasure], mode: EraseMode) -> Result<T
             "the rectangle {beyond:?} goes beyond an image of {height}×{width} pixels"
         )));
     }
-    let most = erasures.iter().map(|erasure| erasure.boxes.len()).max().unwrap_or_default();
-    if most == 0 {
-        return Ok(images.shallow_clone());
-    }
+    Ok([channels, height, width])
+}
 
-    // Per erased image: its place, the halves of its key, and the edges of its rectangles, absent ones empty.
-    let chosen: Vec<_> = erasures.iter().zip(0..).filter(|(erasure, _)| !erasure.boxes.is_empty()).collect();
-    let count = chosen.len() as i64;
+/// Of the erased images: their places, the upper and the lower halves of their keys, and for each of the `most`
+/// rectangles of an image its top, bottom, left and right edges, absent ones empty.
+fn packed(chosen: &[(&Erasure, i64)], most: usize) -> Vec<i64> {
     let mut packed: Vec<i64> = chosen.iter().map(|&(_, place)| place).collect();
     packed.extend(chosen.iter().map(|(erasure, _)| (erasure.key >> 32).cast_signed()));
     packed.extend(chosen.iter().map(|(erasure, _)| (erasure.key & WORD.cast_unsigned()).cast_signed()));
@@ -144,36 +182,7 @@ pub fn erase(images: &Tensor, erasures: &[Erasure], mode: EraseMode) -> Result<T
         packed.extend(boxes().map(|b| b.left));
         packed.extend(boxes().map(|b| b.left + b.width));
     }
-    let packed = upload(&packed, images.device())?.f_view([-1, count])?;
-    let (places, keys) = (packed.f_get(0)?, packed.f_narrow(0, 1, 2)?);
-    let edges = packed.f_narrow(0, 3, 4 * most as i64)?.f_view([most as i64, 4, count, 1, 1, 1])?;
-
-    let mut erased = images.f_index_select(0, &places)?;
-    let noise = |numbers: i64, shape: &[i64]| -> Result<Tensor, DataError> {
-        Ok(normals(&keys, numbers)?.f_to_kind(images.kind())?.f_reshape(shape)?)
-    };
-    let fill = match mode {
-        EraseMode::Const => None,
-        EraseMode::Rand => Some(noise(channels * most as i64, &[count, most as i64, channels, 1, 1])?),
-        EraseMode::Pixel => Some(noise(channels * height * width, &[count, 1, channels, height, width])?),
-    };
-    let (rows, columns) = (pixels(height, images.device())?, pixels(width, images.device())?);
-    let (rows, columns) = (rows.f_view([height, 1])?, columns.f_view([1, width])?);
-    for number in 0..most as i64 {
-        let of = edges.f_get(number)?;
-        let between = |pixels: &Tensor, from: i64| {
-            pixels.f_ge_tensor(&of.f_get(from)?)?.f_logical_and(&pixels.f_lt_tensor(&of.f_get(from + 1)?)?)
-        };
-        let inside = between(&rows, 0)?.f_logical_and(&between(&columns, 2)?)?; // [E, 1, H, W]
-        erased = match &fill {
-            None => erased.f_masked_fill_(&inside, 0.0)?,
-            Some(fill) => {
-                let fill = fill.f_select(1, number.min(fill.size()[1] - 1))?;
-                fill.f_where_self(&inside, &erased)?
-            }
-        };
-    }
-    Ok(images.f_index_copy(0, &places, &erased)?)
+    packed
 }
 
 fn pixels(size: i64, device: Device) -> Result<Tensor, DataError> {

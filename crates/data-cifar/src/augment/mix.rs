@@ -180,6 +180,43 @@ pub fn mix(
     num_classes: i64,
     smoothing: f64,
 ) -> Result<(Tensor, Tensor), DataError> {
+    let [batch, height, width] = check(images, labels, mixings, num_classes, smoothing)?;
+    let (pastes, blends) = (
+        mixings.iter().any(|mixing| matches!(mixing, Mixing::Paste(b) if b.height * b.width > 0)),
+        mixings.iter().any(|mixing| matches!(mixing, Mixing::Blend(lambda) if *lambda < 1.0)),
+    );
+    let off = smoothing / num_classes as f64;
+    let single = Tensor::f_full([batch, num_classes], off, (Kind::Float, images.device()))?
+        .f_scatter_value_(1, &labels.f_unsqueeze(1)?, 1.0 - smoothing + off)?;
+    if !pastes && !blends {
+        return Ok((images.shallow_clone(), single));
+    }
+    let packed = upload(&packed(mixings, height, width), images.device())?.f_view([6, batch, 1, 1, 1])?;
+    let targets = single.f_flip([0])?.f_lerp_tensor(&single, &packed.f_get(0)?.f_view([batch, 1])?)?;
+
+    let mut weights = packed.f_get(1)?; // [B, 1, 1, 1]
+    if pastes {
+        // The weight becomes 0 within the rectangle: [B, 1, H, W].
+        let axis = |size: i64, view: [i64; 2], edge: i64| -> Result<Tensor, DataError> {
+            let pixels = Tensor::f_arange(size, (Kind::Float, images.device()))?.f_view(view)?;
+            let (from, to) = (packed.f_get(edge)?, packed.f_get(edge + 1)?);
+            Ok(pixels.f_ge_tensor(&from)?.f_logical_and(&pixels.f_lt_tensor(&to)?)?)
+        };
+        let (rows, columns) = (axis(height, [height, 1], 2)?, axis(width, [1, width], 4)?);
+        weights = weights.f_masked_fill(&rows.f_logical_and(&columns)?, 0.0)?;
+    }
+    let weights = weights.f_to_kind(images.kind())?;
+    Ok((images.f_flip([0])?.f_lerp_tensor_(images, &weights)?, targets))
+}
+
+/// `[B, H, W]` of images that can be mixed like this.
+fn check(
+    images: &Tensor,
+    labels: &Tensor,
+    mixings: &[Mixing],
+    num_classes: i64,
+    smoothing: f64,
+) -> Result<[i64; 3], DataError> {
     let (shape, labels_shape) = (images.size(), labels.size());
     let &[batch, _, height, width] = shape.as_slice() else {
         return Err(DataError::Argument(format!("images must be [B, C, H, W], not {shape:?}")));
@@ -199,8 +236,11 @@ pub fn mix(
     if let Some(mixing) = mixings.iter().find(|mixing| !is_possible(mixing, height, width)) {
         return Err(DataError::Argument(format!("{mixing:?} cannot be done to {height}×{width} pixels")));
     }
+    Ok([batch, height, width])
+}
 
-    // The label's and the pixels' weight of each image, and the edges of its rectangle.
+/// Of each image its label's weight, its pixels' weight and the edges of its rectangle: six rows of B numbers.
+fn packed(mixings: &[Mixing], height: i64, width: i64) -> Vec<f32> {
     let count = mixings.len();
     let mut packed = vec![0f32; 6 * count];
     for (n, mixing) in mixings.iter().enumerate() {
@@ -214,32 +254,7 @@ pub fn mix(
             packed[(2 + row) * count + n] = edge as f32;
         }
     }
-    let (pastes, blends) = (
-        mixings.iter().any(|mixing| matches!(mixing, Mixing::Paste(b) if b.height * b.width > 0)),
-        mixings.iter().any(|mixing| matches!(mixing, Mixing::Blend(lambda) if *lambda < 1.0)),
-    );
-    let off = smoothing / num_classes as f64;
-    let single = Tensor::f_full([batch, num_classes], off, (Kind::Float, images.device()))?
-        .f_scatter_value_(1, &labels.f_unsqueeze(1)?, 1.0 - smoothing + off)?;
-    if !pastes && !blends {
-        return Ok((images.shallow_clone(), single));
-    }
-    let packed = upload(&packed, images.device())?.f_view([6, batch, 1, 1, 1])?;
-    let targets = single.f_flip([0])?.f_lerp_tensor(&single, &packed.f_get(0)?.f_view([batch, 1])?)?;
-
-    let mut weights = packed.f_get(1)?; // [B, 1, 1, 1]
-    if pastes {
-        // The weight becomes 0 within the rectangle: [B, 1, H, W].
-        let axis = |size: i64, view: [i64; 2], edge: i64| -> Result<Tensor, DataError> {
-            let pixels = Tensor::f_arange(size, (Kind::Float, images.device()))?.f_view(view)?;
-            let (from, to) = (packed.f_get(edge)?, packed.f_get(edge + 1)?);
-            Ok(pixels.f_ge_tensor(&from)?.f_logical_and(&pixels.f_lt_tensor(&to)?)?)
-        };
-        let (rows, columns) = (axis(height, [height, 1], 2)?, axis(width, [1, width], 4)?);
-        weights = weights.f_masked_fill(&rows.f_logical_and(&columns)?, 0.0)?;
-    }
-    let weights = weights.f_to_kind(images.kind())?;
-    Ok((images.f_flip([0])?.f_lerp_tensor_(images, &weights)?, targets))
+    packed
 }
 
 fn is_possible(mixing: &Mixing, height: i64, width: i64) -> bool {

@@ -86,18 +86,18 @@ impl ImageSet {
     ) -> Result<Batches<'_>, DataError> {
         check_order(order, batch_size, self.len())?;
         let number = first.min(order.len().div_ceil(batch_size));
-        let source = match self {
-            Self::Held(set) => Source::Held(set),
+        let images = match self {
+            Self::Held(set) => Images::Held(set),
             // On the host: once for the epoch.
             Self::Resident(set) => {
-                Source::Resident(set, Tensor::f_from_slice(order)?.f_to_device(set.images.device())?)
+                Images::Resident(set, Tensor::f_from_slice(order)?.f_to_device(set.images.device())?)
             }
             Self::Streamed(set) => {
                 let start = number.saturating_mul(batch_size).min(order.len());
-                Source::Streamed(set.decode_ahead(order[start..].to_vec(), batch_size)?)
+                Images::Streamed(set.decode_ahead(order[start..].to_vec(), batch_size)?)
             }
         };
-        Ok(Batches { source, order: order.to_vec(), batch_size, number })
+        Ok(Batches { images, order: order.to_vec(), batch_size, number })
     }
 
     /// What [`channel_stats`] says of the images.
@@ -173,7 +173,7 @@ impl Batch {
 /// had; the error names it. Nothing comes after an error. Dropping the iterator stops the decoding.
 #[derive(Debug)]
 pub struct Batches<'a> {
-    source: Source<'a>,
+    images: Images<'a>,
     order: Vec<i64>,
     batch_size: usize,
     /// That of the next batch.
@@ -182,7 +182,7 @@ pub struct Batches<'a> {
 
 /// Where the images come from.
 #[derive(Debug)]
-enum Source<'a> {
+enum Images<'a> {
     Held(&'a Labelled),
     /// With the order, where the images are.
     Resident(&'a DeviceSet, Tensor),
@@ -192,10 +192,10 @@ enum Source<'a> {
 impl Batches<'_> {
     fn batch(&self, start: usize, len: usize) -> Result<Batch, DataError> {
         let indices = self.order[start..start + len].to_vec();
-        let (images, labels) = match &self.source {
-            Source::Held(set) => gather(set, &indices)?,
-            Source::Resident(set, order) => set.batch(&order.f_narrow(0, start as i64, len as i64)?)?,
-            Source::Streamed(decoded) => decoded.receive()?,
+        let (images, labels) = match &self.images {
+            Images::Held(set) => gather(set, &indices)?,
+            Images::Resident(set, order) => set.batch(&order.f_narrow(0, start as i64, len as i64)?)?,
+            Images::Streamed(decoded) => decoded.receive()?,
         };
         Ok(Batch { images, labels, indices, start, number: self.number as u64 })
     }

@@ -137,28 +137,13 @@ impl Pipeline {
     fn augmented_slice(&self, batch: &Batch, draw: Draw) -> Result<Tensor, DataError> {
         let Augmentation { cut, policy, policy_first, color_jitter, hflip, .. } = &self.augmentation;
         // RandomResizedCrop mirrors left to right on the way: nothing comes in between, and there it costs nothing.
-        let (at_cut, later) =
-            if matches!(cut, Some(Cut::Resized(_))) { (*hflip, 0.0) } else { (0.0, *hflip) };
+        let hflip = if matches!(cut, Some(Cut::Resized(_))) { 0.0 } else { *hflip };
         let keys = Keys { draw, batch };
-        let final_size = (self.image_size, self.image_size);
         let mut bytes = batch.images.shallow_clone();
         if let (Some(policy), true) = (policy, policy_first) {
             bytes = self.policy(&bytes, policy, &keys)?;
         }
-        let (height, width) = height_and_width(&bytes)?;
-        match cut {
-            Some(Cut::Resized(resized)) => {
-                let draws = keys.each("resized crop", |rng| resized.draw(rng, height, width));
-                let (boxes, filters): (Vec<_>, Vec<_>) = draws.into_iter().unzip();
-                let mirrored = keys.each("flip", |rng| chance(rng, at_cut));
-                bytes = mirrored_resized_crop(&bytes, &boxes, &filters, &mirrored, final_size)?;
-            }
-            Some(Cut::Padded(padding)) => {
-                let place = |rng: &mut ChaCha8Rng| crop_offset(rng, (2 * padding, 2 * padding));
-                bytes = pad_crop(&bytes, *padding, &keys.each("padded crop", place))?;
-            }
-            Some(Cut::Enlarged { .. }) | None => {}
-        }
+        bytes = self.cut_bytes(&bytes, &keys)?;
         let side = match cut {
             Some(Cut::Enlarged { from, .. }) => *from,
             _ => self.image_size,
@@ -168,7 +153,7 @@ impl Pipeline {
         }
         let changes_colour = color_jitter.is_some() || (policy.is_some() && !policy_first);
         if changes_colour {
-            bytes = self.mirrored(&bytes, &keys, later)?;
+            bytes = self.mirrored(&bytes, &keys, hflip)?;
             if let (Some(policy), false) = (policy, policy_first) {
                 bytes = self.policy(&bytes, policy, &keys)?;
             }
@@ -178,21 +163,43 @@ impl Pipeline {
         }
 
         let mut floats = resize(&self.normalizer.apply(&bytes)?, side)?;
-        if let Some(Cut::Enlarged { per_image, .. }) = cut {
-            let room = side - self.image_size;
-            floats = if *per_image {
-                let place = |rng: &mut ChaCha8Rng| crop_offset(rng, (room, room));
-                crop(&floats, final_size, &keys.each("image crop", place))?
-            } else {
-                let rng = &mut keyed_rng(draw.seed, "crop", draw.epoch, batch.number);
-                let (top, left) = crop_offset(rng, (room, room));
-                floats.f_narrow(2, top, self.image_size)?.f_narrow(3, left, self.image_size)?
-            };
-        }
+        floats = self.cut_floats(floats, &keys)?;
         if !changes_colour {
-            floats = self.mirrored(&floats, &keys, later)?;
+            floats = self.mirrored(&floats, &keys, hflip)?;
         }
         self.warped_and_erased(floats, &keys)
+    }
+
+    /// Padding or RandomResizedCrop, which mirrors too.
+    fn cut_bytes(&self, bytes: &Tensor, keys: &Keys) -> Result<Tensor, DataError> {
+        match &self.augmentation.cut {
+            Some(Cut::Resized(resized)) => {
+                let (height, width) = height_and_width(bytes)?;
+                let draws = keys.each("resized crop", |rng| resized.draw(rng, height, width));
+                let (boxes, filters): (Vec<_>, Vec<_>) = draws.into_iter().unzip();
+                let mirrored = keys.each("flip", |rng| chance(rng, self.augmentation.hflip));
+                let size = (self.image_size, self.image_size);
+                mirrored_resized_crop(bytes, &boxes, &filters, &mirrored, size)
+            }
+            Some(Cut::Padded(padding)) => {
+                let place = |rng: &mut ChaCha8Rng| crop_offset(rng, (2 * padding, 2 * padding));
+                pad_crop(bytes, *padding, &keys.each("padded crop", place))
+            }
+            Some(Cut::Enlarged { .. }) | None => Ok(bytes.shallow_clone()),
+        }
+    }
+
+    /// Keras's crop of the enlarged images.
+    fn cut_floats(&self, floats: Tensor, keys: &Keys) -> Result<Tensor, DataError> {
+        let Some(Cut::Enlarged { from, per_image }) = self.augmentation.cut else { return Ok(floats) };
+        let room = (from - self.image_size, from - self.image_size);
+        if per_image {
+            let offsets = keys.each("image crop", |rng| crop_offset(rng, room));
+            return crop(&floats, (self.image_size, self.image_size), &offsets);
+        }
+        let rng = &mut keyed_rng(keys.draw.seed, "crop", keys.draw.epoch, keys.batch.number);
+        let (top, left) = crop_offset(rng, room);
+        Ok(floats.f_narrow(2, top, self.image_size)?.f_narrow(3, left, self.image_size)?)
     }
 
     /// The training batches of an epoch from number `first` on: the images of `order`, augmented as by

@@ -21,17 +21,17 @@ use crate::sets::load::{pool, read_batch, zeroed};
 /// threads.
 #[derive(Debug)]
 pub struct StreamSet {
-    source: Arc<Source>,
+    files: Arc<PartFiles>,
     device: Device,
     prefetch: usize,
 }
 
 /// The files of the part, in the order of its images, with what they must decode to.
 #[derive(Debug)]
-struct Source {
+struct PartFiles {
     root: PathBuf,
     options: FolderOptions,
-    files: Vec<PictureFile>,
+    pictures: Vec<PictureFile>,
     /// SHA-256 of each image's pixels.
     digests: Vec<[u8; 32]>,
     pool: ThreadPool,
@@ -51,23 +51,23 @@ impl FolderIndex {
         prefetch: usize,
     ) -> Result<(StreamSet, StreamSet), DataError> {
         let part = |order: &[usize]| -> Result<StreamSet, DataError> {
-            let source = Source {
+            let files = PartFiles {
                 root: self.folder.root.clone(),
                 options: self.folder.options,
-                files: order.iter().map(|&n| self.folder.files[n].clone()).collect(),
+                pictures: order.iter().map(|&n| self.folder.files[n].clone()).collect(),
                 digests: order.iter().map(|&n| *self.outcomes[n].digest()).collect(),
                 pool: pool(threads)?,
             };
-            Ok(StreamSet { source: Arc::new(source), device, prefetch })
+            Ok(StreamSet { files: Arc::new(files), device, prefetch })
         };
         Ok((part(&self.arrangement.train)?, part(&self.arrangement.test)?))
     }
 }
 
-impl Source {
+impl PartFiles {
     /// The batch of these images, pinned where it is for a GPU.
     fn read(&self, order: &[i64], device: Device, stop: &AtomicBool) -> Result<HostBatch, DataError> {
-        let files: Vec<&PictureFile> = order.iter().map(|&image| &self.files[image as usize]).collect();
+        let files: Vec<&PictureFile> = order.iter().map(|&image| &self.pictures[image as usize]).collect();
         let mut pixels = zeroed(files.len() * self.options.image_bytes())?;
         let results = read_batch(&self.pool, &self.root, &self.options, &files, &mut pixels, stop);
         if stop.load(Ordering::Relaxed) {
@@ -76,7 +76,7 @@ impl Source {
         for (result, &image) in results.into_iter().zip(order) {
             if result? != self.digests[image as usize] {
                 return Err(DataError::Picture {
-                    file: self.root.join(&self.files[image as usize].path),
+                    file: self.root.join(&self.pictures[image as usize].path),
                     reason: "its pixels are no longer those it had when the folder was read first".into(),
                 });
             }
@@ -121,7 +121,7 @@ impl HostBatch {
 impl StreamSet {
     /// The number of images.
     pub fn len(&self) -> usize {
-        self.source.files.len()
+        self.files.pictures.len()
     }
 
     /// `true` without images.
@@ -131,12 +131,12 @@ impl StreamSet {
 
     /// Pixels of an image.
     pub(crate) fn image_pixels(&self) -> usize {
-        self.source.options.image_bytes() / 3
+        self.files.options.image_bytes() / 3
     }
 
     /// How many images are decoded at the same time.
     pub(crate) fn threads(&self) -> usize {
-        self.source.pool.current_num_threads()
+        self.files.pool.current_num_threads()
     }
 
     /// The device of the batches.
@@ -146,12 +146,12 @@ impl StreamSet {
 
     /// Starts to decode the images of `order`, which are there, in batches of `batch_size`, which is not 0.
     pub(crate) fn decode_ahead(&self, order: Vec<i64>, batch_size: usize) -> Result<DecodedAhead, DataError> {
-        let side = self.source.options.side;
-        let waiting = at_once::waiting(batch_size.saturating_mul(self.source.options.image_bytes()));
+        let side = self.files.options.side;
+        let waiting = at_once::waiting(batch_size.saturating_mul(self.files.options.image_bytes()));
         let (sender, receiver) = sync_channel(waiting.min(self.prefetch));
         let stop = Arc::new(AtomicBool::new(false));
-        let (source, device) = (Arc::clone(&self.source), self.device);
-        let work = Work { source, order, batch_size, device, stop: Arc::clone(&stop) };
+        let (files, device) = (Arc::clone(&self.files), self.device);
+        let work = Work { files, order, batch_size, device, stop: Arc::clone(&stop) };
         let thread = thread::Builder::new()
             .name("prefetch".into())
             .spawn(move || work.run(&sender))
@@ -162,7 +162,7 @@ impl StreamSet {
 
 /// What the thread behind the batches does.
 struct Work {
-    source: Arc<Source>,
+    files: Arc<PartFiles>,
     order: Vec<i64>,
     batch_size: usize,
     device: Device,
@@ -172,7 +172,7 @@ struct Work {
 impl Work {
     fn run(&self, sender: &SyncSender<Result<HostBatch, DataError>>) {
         for images in self.order.chunks(self.batch_size) {
-            let batch = self.source.read(images, self.device, &self.stop);
+            let batch = self.files.read(images, self.device, &self.stop);
             let is_last = batch.is_err();
             // Nobody receives once the iterator is dropped.
             if sender.send(batch).is_err() || is_last {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::DataError;
 use crate::rng::{keyed_rng, shuffle};
 use crate::sets::folder::Folder;
-use crate::sets::layout::{Place, problem};
+use crate::sets::layout::{Part, problem};
 
 /// The class of each image by part, in the order of the images.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,10 +44,10 @@ impl Folder {
     /// The order of the images whose files are `decoded`, as indices of `files`.
     pub(crate) fn arrange(&self, decoded: &[bool]) -> Result<Arrangement, DataError> {
         let mut of_class = vec![0; self.class_names.len()];
-        let mut places = [Vec::new(), Vec::new(), Vec::new()];
+        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
         for (index, file) in self.files.iter().enumerate().filter(|(index, _)| decoded[*index]) {
-            places[file.place as usize].push(index);
-            if file.place == Place::Train {
+            parts[file.part as usize].push(index);
+            if file.part == Part::Train {
                 of_class[usize::from(file.label)] += 1;
             }
         }
@@ -58,7 +58,7 @@ impl Folder {
             return Err(problem(&self.root, format!("no picture of class {name} could be decoded")));
         }
         let labels: Vec<u16> = self.files.iter().map(|file| file.label).collect();
-        let [mut train, validation, mut test] = places.map(|place| stratified(&place, &labels));
+        let [mut train, validation, mut test] = parts.map(|files| stratified(&files, &labels));
         let share = self.options.test_fraction;
         if !self.has_test && share > 0.0 && !train.is_empty() {
             let n = train.len();

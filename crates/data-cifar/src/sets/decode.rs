@@ -49,22 +49,48 @@ const ADVICE: &str = "save it as PNG";
 /// # Errors
 /// When the bytes are none of these formats (then the message says what they are, as far as that is known), end
 /// too early ("truncated"), are damaged beyond decoding, or use a part of the format that is not read, such as
-/// JPEG inside TIFF; when the picture has no pixels, or more than 178,956,970, as in PIL.
-pub fn decode(bytes: &[u8], file: &Path) -> Result<RgbImage, DataError> {
-    let ran_out = Cell::new(false);
+/// JPEG inside TIFF; when the picture has no pixels, or more than 178,956,970, as in PIL, or when it would take more
+/// than `memory` bytes to decode, as far as its header tells ([`DataError::Memory`]).
+pub fn decode(bytes: &[u8], file: &Path, memory: u64) -> Result<RgbImage, DataError> {
+    let watch = Watch { memory, too_large: Cell::new(None), ran_out: Cell::new(false) };
     // libjpeg's errors arrive by unwinding, and a decoder's panic over a bad file is that file's fault too.
-    catch_unwind(AssertUnwindSafe(|| decode_content(bytes, &ran_out)))
+    catch_unwind(AssertUnwindSafe(|| decode_content(bytes, &watch)))
         .unwrap_or_else(|payload| Err(message(payload.as_ref())))
-        .map_err(|reason| DataError::Picture {
-            file: file.to_path_buf(),
-            reason: if ran_out.get() { "truncated".into() } else { reason },
+        .map_err(|reason| match (watch.too_large.get(), watch.ran_out.get()) {
+            (Some([width, height, bytes]), _) => {
+                DataError::Memory { file: file.to_path_buf(), width, height, bytes, most: memory }
+            }
+            (None, true) => DataError::Picture { file: file.to_path_buf(), reason: "truncated".into() },
+            (None, false) => DataError::Picture { file: file.to_path_buf(), reason },
         })
 }
 
-fn decode_content(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String> {
-    let source = Source { bytes: Cursor::new(bytes), ran_out };
+/// What a decoder may do, and what it met with.
+struct Watch {
+    /// Bytes that it may take.
+    memory: u64,
+    /// Width and height of a picture that takes more, and the bytes that it takes.
+    too_large: Cell<Option<[u64; 3]>>,
+    /// Whether it read beyond the end.
+    ran_out: Cell<bool>,
+}
+
+impl Watch {
+    /// Called with what a header says, before memory is taken for it.
+    fn check_memory(&self, width: u64, height: u64, bytes_per_pixel: u64) -> Result<(), String> {
+        let bytes = width.saturating_mul(height).saturating_mul(bytes_per_pixel);
+        if bytes <= self.memory {
+            return Ok(());
+        }
+        self.too_large.set(Some([width, height, bytes]));
+        Err("takes more memory than there is".into())
+    }
+}
+
+fn decode_content(bytes: &[u8], watch: &Watch) -> Result<RgbImage, String> {
+    let source = Source { bytes: Cursor::new(bytes), watch };
     match image::guess_format(bytes) {
-        Ok(ImageFormat::Jpeg) => jpeg::decode(bytes, ran_out),
+        Ok(ImageFormat::Jpeg) => jpeg::decode(bytes, watch),
         Ok(ImageFormat::Png) => {
             if let Some(&[w0, w1, w2, w3, h0, h1, h2, h3]) = bytes.get(16..24) {
                 check_size(
@@ -74,12 +100,12 @@ fn decode_content(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String
             }
             with_image(source, ImageFormat::Png)
         }
-        Ok(ImageFormat::WebP) => webp::decode(bytes, ran_out),
+        Ok(ImageFormat::WebP) => webp::decode(bytes, watch),
         Ok(ImageFormat::Bmp) => bmp::decode(source),
         Ok(ImageFormat::Gif) => gif::decode(source),
-        Ok(ImageFormat::Tiff) => tiff::decode(bytes, ran_out),
+        Ok(ImageFormat::Tiff) => tiff::decode(bytes, watch),
         // With offsets of 64 bits.
-        _ if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") => tiff::decode(bytes, ran_out),
+        _ if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") => tiff::decode(bytes, watch),
         _ => Err(unread::describe(bytes)),
     }
 }
@@ -88,14 +114,14 @@ fn decode_content(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String
 /// truncated file, whatever it says.
 struct Source<'a> {
     bytes: Cursor<&'a [u8]>,
-    ran_out: &'a Cell<bool>,
+    watch: &'a Watch,
 }
 
 impl Read for Source<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.bytes.read(buffer)?;
         if count == 0 && !buffer.is_empty() {
-            self.ran_out.set(true);
+            self.watch.ran_out.set(true);
         }
         Ok(count)
     }
@@ -105,7 +131,7 @@ impl BufRead for Source<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         let rest = self.bytes.fill_buf()?;
         if rest.is_empty() {
-            self.ran_out.set(true);
+            self.watch.ran_out.set(true);
         }
         Ok(rest)
     }
@@ -123,17 +149,26 @@ impl Seek for Source<'_> {
 
 /// Decodes with the `image` crate.
 fn with_image(source: Source<'_>, format: ImageFormat) -> Result<RgbImage, String> {
+    let watch = source.watch;
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(8 * MAX_PIXELS); // four samples of 16 bits
-    let ran_out = source.ran_out;
     let mut reader = ImageReader::with_format(source, format);
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(reason)?;
-    ran_out.set(false); // WebP's looks for the last chunk
+    watch.ran_out.set(false); // WebP's looks for the last chunk
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into())?;
+    let color = decoder.color_type();
+    let samples = u64::from(color.channel_count());
+    // Of 16 bits, they are copied to red, green and blue before the upper 8 are taken.
+    let copies = match (u64::from(color.bytes_per_pixel()) / samples, samples) {
+        (1, 3) => 0,
+        (1, _) => 3,
+        (_, 3) => 3,
+        _ => 6 + 3,
+    };
+    watch.check_memory(width.into(), height.into(), u64::from(color.bytes_per_pixel()) + copies)?;
     let picture = DynamicImage::from_decoder(decoder).map_err(reason)?;
-    let color = picture.color();
     let pixels = if color.bytes_per_pixel() == color.channel_count() {
         picture.into_rgb8().into_raw()
     } else {

@@ -15,7 +15,7 @@ use crate::error::DataError;
 use crate::sets::dataset::{Skipped, hex};
 use crate::sets::decode::FORMATS;
 use crate::sets::layout::{
-    Layout, Listing, PartDirectory, Place, extension, is_picture, layout, problem, read_directory, some,
+    Layout, Listing, Part, PartDirectory, extension, is_picture, layout, problem, read_directory, some,
 };
 
 /// What to do about a picture that cannot be decoded.
@@ -41,6 +41,9 @@ pub struct FolderOptions {
     /// The share of the training images that is cut off for testing, from 0 to below 1, rounded to whole images but one
     /// at least if it is above 0. A folder with a test part of its own keeps that.
     pub test_fraction: f64,
+    /// The most bytes of memory that decoding a picture may take. A larger one is an error, whatever is to be done about
+    /// those that cannot be decoded: what a data set holds does not depend on the machine.
+    pub memory: u64,
 }
 
 impl FolderOptions {
@@ -49,7 +52,7 @@ impl FolderOptions {
         3 * self.side as usize * self.side as usize
     }
 
-    /// The options in words that no other options have; part of a cache's key.
+    /// The options that images depend on, in words that no others have; part of a cache's key.
     pub(crate) fn describe(&self) -> String {
         let crop = match self.crop_mode {
             CropMode::Center => "center".to_owned(),
@@ -75,7 +78,7 @@ impl FolderOptions {
 pub(crate) struct PictureFile {
     /// Below the root, with `/` between names.
     pub path: String,
-    pub place: Place,
+    pub part: Part,
     pub label: u16,
     bytes: u64,
     /// Nanoseconds since 1970.
@@ -91,7 +94,7 @@ pub struct Folder {
     pub(crate) class_names: Vec<String>,
     /// Whether the classes were given and not found.
     pub(crate) classes_given: bool,
-    /// By place, class and path.
+    /// By part, class and path.
     pub(crate) files: Vec<PictureFile>,
     /// Pictures that are left out for their names.
     pub(crate) unnameable: Vec<Skipped>,
@@ -154,7 +157,7 @@ pub fn list_folder(
         folder.count_strays(listing);
     }
     match (parts.first(), classes) {
-        (Some(PartDirectory { place: Place::Train, path, listing, .. }), None) => {
+        (Some(PartDirectory { part: Part::Train, path, listing, .. }), None) => {
             folder.find_classes(path, listing)?;
         }
         (Some(other), None) => {
@@ -164,8 +167,8 @@ pub fn list_folder(
         (_, Some(_)) => {}
         (None, None) => return Err(problem(&folder.root, "holds no class directories".into())),
     }
-    for part in &parts {
-        folder.add_part(part)?;
+    for directory in &parts {
+        folder.add_part(directory)?;
     }
     if folder.is_empty() {
         return Err(problem(&folder.root, format!("holds no picture of any class; read are {FORMATS}")));
@@ -266,8 +269,8 @@ impl Folder {
     }
 
     /// Lists the pictures of a part. One that has none is no part.
-    fn add_part(&mut self, part: &PartDirectory) -> Result<(), DataError> {
-        let PartDirectory { place, path, prefix, listing } = part;
+    fn add_part(&mut self, directory: &PartDirectory) -> Result<(), DataError> {
+        let PartDirectory { part, path, prefix, listing } = directory;
         self.count_strays(listing);
         let labels: HashMap<String, usize> = self.class_names.iter().cloned().zip(0..).collect();
         let (before, mut without, mut unknown) = (self.files.len(), Vec::new(), Vec::new());
@@ -280,7 +283,7 @@ impl Folder {
             let first = self.files.len();
             let mut walk = Walk {
                 folder: self,
-                place: *place,
+                part: *part,
                 label: label as u16,
                 ancestors: Vec::new(),
                 passed_over: BTreeMap::new(),
@@ -304,8 +307,8 @@ impl Folder {
             return Err(problem(path, text));
         }
         if self.files.len() > before {
-            self.has_test |= *place == Place::Test;
-        } else if *place != Place::Train {
+            self.has_test |= *part == Part::Test;
+        } else if *part != Part::Train {
             let what = match listing.directories.is_empty() {
                 true if listing.has_pictures() => {
                     "holds pictures without class directories, so without labels"
@@ -317,7 +320,7 @@ impl Folder {
             self.notes.push(format!("{prefix} {what}{formats}: it is no part of the data set"));
             return Ok(());
         }
-        if *place == Place::Train && !self.classes_given && !without.is_empty() {
+        if *part == Part::Train && !self.classes_given && !without.is_empty() {
             let text = format!("holds classes without pictures: {}; read are {FORMATS}", some(&without));
             return Err(problem(path, text));
         }
@@ -375,7 +378,7 @@ fn in_brackets(passed_over: &BTreeMap<String, usize>) -> String {
 /// On the way through the directories of one class.
 struct Walk<'a> {
     folder: &'a mut Folder,
-    place: Place,
+    part: Part,
     label: u16,
     /// The directories entered and not left, links resolved.
     ancestors: Vec<PathBuf>,
@@ -408,7 +411,7 @@ impl Walk<'_> {
             }
             self.folder.files.push(PictureFile {
                 path: format!("{prefix}{name}"),
-                place: self.place,
+                part: self.part,
                 label: self.label,
                 bytes: metadata.as_ref().map_or(0, fs::Metadata::len),
                 modified: metadata.and_then(|metadata| metadata.modified().ok()).map_or(0, nanoseconds),

@@ -24,18 +24,18 @@ const SYSTEM: [&str; 11] = [
 ];
 
 /// The words that name a part.
-const PARTS: [(Place, &[&str]); 3] = [
-    (Place::Train, &["train", "training", "trainset"]),
-    (Place::Validation, &["val", "valid", "validation", "valset", "dev", "eval"]),
-    (Place::Test, &["test", "testing", "testset"]),
+const PARTS: [(Part, &[&str]); 3] = [
+    (Part::Train, &["train", "training", "trainset"]),
+    (Part::Validation, &["val", "valid", "validation", "valset", "dev", "eval"]),
+    (Part::Test, &["test", "testing", "testset"]),
 ];
 
 /// The words that may stand beside them.
 const FILLERS: [&str; 8] = ["set", "data", "dataset", "split", "part", "images", "imgs", "pictures"];
 
-/// Where a file lies.
+/// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
+pub(crate) enum Part {
     Train,
     Validation,
     Test,
@@ -108,7 +108,7 @@ pub(crate) fn read_directory(directory: &Path) -> Result<Listing, DataError> {
 /// The directory of one part, or of all classes.
 #[derive(Debug)]
 pub(crate) struct PartDirectory {
-    pub place: Place,
+    pub part: Part,
     pub path: PathBuf,
     /// Its path below the root, with `/` after every name.
     pub prefix: String,
@@ -118,7 +118,7 @@ pub(crate) struct PartDirectory {
 /// A directory's parts.
 #[derive(Debug)]
 pub(crate) struct Layout {
-    /// One for each place at most, in their order; a directory of classes is one of [`Place::Train`].
+    /// One for each part at most, in their order; a directory of classes is one of [`Part::Train`].
     pub parts: Vec<PartDirectory>,
     /// What lies beside the parts.
     pub beside: Option<Listing>,
@@ -140,10 +140,10 @@ pub(crate) fn layout(root: &Path) -> Result<Layout, DataError> {
     let mut named = Vec::new();
     let mut others = Vec::new();
     for name in &listing.directories {
-        match place_of(name) {
-            Some((place, is_plain)) => {
-                let part = part_directory(place, &base.join(name), &format!("{prefix}{name}/"), name)?;
-                named.push((part, is_plain, name));
+        match part_of(name) {
+            Some((part, is_plain)) => {
+                let directory = part_directory(part, &base.join(name), &format!("{prefix}{name}/"), name)?;
+                named.push((directory, is_plain, name));
             }
             None => others.push(name),
         }
@@ -152,26 +152,26 @@ pub(crate) fn layout(root: &Path) -> Result<Layout, DataError> {
         let names: BTreeSet<_> = a.listing.directories.iter().collect();
         b.listing.directories.iter().any(|name| names.contains(name))
     };
-    let nested = || named.iter().filter(|(part, ..)| part.listing.is_nested());
+    let nested = || named.iter().filter(|(directory, ..)| directory.listing.is_nested());
     let is_divided = nested().any(|(_, is_plain, _)| *is_plain)
         || nested().any(|(a, _, name)| {
-            nested().any(|(b, _, other)| name != other && a.place != b.place && same_classes(a, b))
+            nested().any(|(b, _, other)| name != other && a.part != b.part && same_classes(a, b))
         })
         || (others.is_empty() && named.len() > 1 && named.iter().all(|(_, is_plain, _)| *is_plain));
     if !is_divided {
         let notes = looks_divided(&base, &listing)?;
-        let part = PartDirectory { place: Place::Train, path: base, prefix, listing };
-        return Ok(Layout { parts: vec![part], beside: None, notes });
+        let all = PartDirectory { part: Part::Train, path: base, prefix, listing };
+        return Ok(Layout { parts: vec![all], beside: None, notes });
     }
     if let Some(other) = others.first() {
         let text = format!("holds {} and also {other}; beside train there can be test and val", named[0].2);
         return Err(problem(&base, text));
     }
-    named.sort_by_key(|(part, ..)| part.place);
-    if let Some([(.., one), (.., other)]) = named.array_windows().find(|[a, b]| a.0.place == b.0.place) {
+    named.sort_by_key(|(directory, ..)| directory.part);
+    if let Some([(.., one), (.., other)]) = named.array_windows().find(|[a, b]| a.0.part == b.0.part) {
         return Err(problem(&base, format!("holds both {one} and {other}, which are the same part")));
     }
-    let parts = named.into_iter().map(|(part, ..)| part).collect();
+    let parts = named.into_iter().map(|(directory, ..)| directory).collect();
     Ok(Layout { parts, beside: Some(listing), notes: Vec::new() })
 }
 
@@ -180,7 +180,7 @@ fn unpacked(root: &Path) -> Result<(PathBuf, String, Listing), DataError> {
     let listing = read_directory(root)?;
     if let [only] = listing.directories.as_slice()
         && listing.is_nested()
-        && !matches!(place_of(only), Some((_, true)))
+        && !matches!(part_of(only), Some((_, true)))
     {
         let inner = root.join(only);
         let inside = read_directory(&inner)?;
@@ -192,7 +192,7 @@ fn unpacked(root: &Path) -> Result<(PathBuf, String, Listing), DataError> {
 }
 
 /// A part's directory, or the one of the same name in it that holds everything: `seg_train/seg_train/CLASS`.
-fn part_directory(place: Place, path: &Path, prefix: &str, name: &str) -> Result<PartDirectory, DataError> {
+fn part_directory(part: Part, path: &Path, prefix: &str, name: &str) -> Result<PartDirectory, DataError> {
     let listing = read_directory(path)?;
     if let [only] = listing.directories.as_slice()
         && listing.is_nested()
@@ -200,22 +200,22 @@ fn part_directory(place: Place, path: &Path, prefix: &str, name: &str) -> Result
     {
         let (path, prefix) = (path.join(only), format!("{prefix}{only}/"));
         let listing = read_directory(&path)?;
-        return Ok(PartDirectory { place, path, prefix, listing });
+        return Ok(PartDirectory { part, path, prefix, listing });
     }
-    Ok(PartDirectory { place, path: path.to_path_buf(), prefix: prefix.to_owned(), listing })
+    Ok(PartDirectory { part, path: path.to_path_buf(), prefix: prefix.to_owned(), listing })
 }
 
 /// The part a directory's name says, and whether it says nothing else.
-fn place_of(name: &str) -> Option<(Place, bool)> {
+fn part_of(name: &str) -> Option<(Part, bool)> {
     let name = name.to_lowercase();
     let words: Vec<&str> = name.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).collect();
-    let place = |word: &str| PARTS.iter().find(|(_, names)| names.contains(&word)).map(|(place, _)| *place);
-    let mut places = words.iter().filter_map(|word| place(word));
-    let first = places.next()?;
-    if places.any(|other| other != first) {
+    let part = |word: &str| PARTS.iter().find(|(_, names)| names.contains(&word)).map(|(part, _)| *part);
+    let mut parts = words.iter().filter_map(|word| part(word));
+    let first = parts.next()?;
+    if parts.any(|other| other != first) {
         return None;
     }
-    Some((first, words.iter().all(|word| place(word).is_some() || FILLERS.contains(word))))
+    Some((first, words.iter().all(|word| part(word).is_some() || FILLERS.contains(word))))
 }
 
 /// A note where directories that are taken for classes look like parts: all hold the same directories.
@@ -267,8 +267,8 @@ mod tests {
 
     #[test]
     fn names_say_parts() {
-        use Place::{Test, Train, Validation};
-        for (name, place) in [
+        use Part::{Test, Train, Validation};
+        for (name, part) in [
             ("train", Some((Train, true))),
             ("TRAIN", Some((Train, true))),
             ("Training_Set", Some((Train, true))),
@@ -284,7 +284,7 @@ mod tests {
             ("cat", None),
             ("2017", None),
         ] {
-            assert_eq!(place_of(name), place, "{name}");
+            assert_eq!(part_of(name), part, "{name}");
         }
     }
 }

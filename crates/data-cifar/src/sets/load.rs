@@ -139,6 +139,7 @@ impl Folder {
                         Outcome::Pixels(digest)
                     }
                     Err(error) if self.options.on_error == OnError::Fail => return Err(error),
+                    Err(error @ DataError::Memory { .. }) => return Err(error),
                     Err(DataError::Picture { reason, .. }) => Outcome::Skipped(reason),
                     Err(DataError::Read { source, .. }) => {
                         decoded.is_final = false;
@@ -237,7 +238,7 @@ fn read_image(path: &Path, options: &FolderOptions, image: &mut [u8]) -> Result<
         let reason = format!("larger than {MAX_FILE_BYTES} bytes");
         return Err(DataError::Picture { file: path.to_path_buf(), reason });
     }
-    let square = fit(decode(&bytes, path)?, options.side, options.crop_mode, options.filter)?;
+    let square = fit(decode(&bytes, path, options.memory)?, options.side, options.crop_mode, options.filter)?;
     for (channel, plane) in image.chunks_exact_mut(square.pixels.len() / 3).enumerate() {
         for (value, pixel) in plane.iter_mut().zip(square.pixels.chunks_exact(3)) {
             *value = pixel[channel];

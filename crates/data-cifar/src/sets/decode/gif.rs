@@ -8,6 +8,7 @@ use super::{Source, check_size, damaged};
 use crate::augment::fit::RgbImage;
 
 pub(super) fn decode(source: Source<'_>) -> Result<RgbImage, String> {
+    let watch = source.watch;
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
     options.allow_unknown_blocks(true);
@@ -22,6 +23,7 @@ pub(super) fn decode(source: Source<'_>) -> Result<RgbImage, String> {
     let width = usize::from(screen_width).max(left + frame_width);
     let height = usize::from(screen_height).max(top + usize::from(frame.height));
     check_size(width as u64, height as u64)?;
+    watch.check_memory(width as u64, height as u64, 1 + 3)?;
     let mut indices = vec![0; decoder.buffer_size()];
     decoder.read_into_buffer(&mut indices).map_err(damaged)?;
 

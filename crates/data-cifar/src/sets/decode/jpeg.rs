@@ -5,15 +5,18 @@ use std::io::{self, BufRead, Read};
 
 use mozjpeg::{ColorSpace, Decompress};
 
-use super::{check_size, cmyk_to_rgb, damaged};
+use super::{Watch, check_size, cmyk_to_rgb, damaged};
 use crate::augment::fit::RgbImage;
 
-pub(super) fn decode(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String> {
+pub(super) fn decode(bytes: &[u8], watch: &Watch) -> Result<RgbImage, String> {
     let complete = Cell::new(false);
-    let file = WholeFile { rest: bytes, ran_out, complete: &complete };
+    let file = WholeFile { rest: bytes, watch, complete: &complete };
     let header = Decompress::new_reader(file).map_err(damaged)?;
-    check_size(header.width() as u64, header.height() as u64)?;
+    let (width, height) = (header.width() as u64, header.height() as u64);
+    check_size(width, height)?;
     let is_cmyk = matches!(header.color_space(), ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK);
+    // Bytes of the pixels and, of a progressive file, coefficients of 16 bits.
+    watch.check_memory(width, height, if is_cmyk { 4 + 3 + 2 * 4 } else { 3 + 2 * 3 })?;
     let color = if is_cmyk { ColorSpace::JCS_CMYK } else { ColorSpace::JCS_RGB };
     let mut picture = header.to_colorspace(color).map_err(damaged)?;
     let (width, height) = (picture.width() as u32, picture.height() as u32);
@@ -36,14 +39,14 @@ pub(super) fn decode(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, Str
 /// end-of-image marker there, and the missing part of the picture would come out grey.
 struct WholeFile<'a> {
     rest: &'a [u8],
-    ran_out: &'a Cell<bool>,
+    watch: &'a Watch,
     complete: &'a Cell<bool>,
 }
 
 impl BufRead for WholeFile<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.rest.is_empty() && !self.complete.get() {
-            self.ran_out.set(true);
+            self.watch.ran_out.set(true);
             return Err(io::Error::other("truncated")); // an UnexpectedEof would be papered over
         }
         Ok(self.rest)

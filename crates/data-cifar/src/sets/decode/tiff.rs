@@ -2,14 +2,13 @@
 //!
 //! Where PIL mistakes what a file says (planes of 16 bits without compression), the file is taken at its word.
 
-use std::cell::Cell;
 use std::io::Cursor;
 
 use tiff::decoder::{ChunkType, Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
-use super::{ADVICE, MAX_PIXELS, Source, check_size, cmyk_to_rgb, damaged};
+use super::{ADVICE, MAX_PIXELS, Source, Watch, check_size, cmyk_to_rgb, damaged};
 use crate::augment::fit::RgbImage;
 
 /// The tag that says what the samples of a pixel mean, and some of its values.
@@ -26,13 +25,17 @@ const MAX_SAMPLES: u16 = 6;
 /// The sample format that is read.
 const UNSIGNED: u16 = 1;
 
-pub(super) fn decode(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String> {
+pub(super) fn decode(bytes: &[u8], watch: &Watch) -> Result<RgbImage, String> {
     let mut bytes = bytes.to_vec();
     let photometric = take_photometric(&mut bytes).ok_or("a TIFF that does not say what its samples mean")?;
-    let mut decoder = Decoder::new(Source { bytes: Cursor::new(&bytes), ran_out }).map_err(reason)?;
+    let mut decoder = Decoder::new(Source { bytes: Cursor::new(&bytes), watch }).map_err(reason)?;
     let (width, height) = decoder.dimensions().map_err(reason)?;
     check_size(width.into(), height.into())?;
     let samples = check_samples(&mut decoder, photometric)?;
+    let per_pixel = usize::from(samples.per_pixel);
+    let stored = (u64::from(samples.per_pixel) * u64::from(samples.bits)).div_ceil(8);
+    let in_bytes = if samples.bits == 8 { 0 } else { u64::from(samples.per_pixel) };
+    watch.check_memory(width.into(), height.into(), stored + in_bytes + 3)?;
     let color = color(&mut decoder, photometric, &samples)?;
     let orientation = number(&mut decoder, Tag::Orientation, 1)?;
 
@@ -49,7 +52,6 @@ pub(super) fn decode(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, Str
         DecodingResult::U16(values) => values.into_iter().map(|value| (value >> 8) as u8).collect(),
         _ => return Err(samples.unread(photometric)),
     };
-    let per_pixel = usize::from(samples.per_pixel);
     if values.len() != width * height * per_pixel {
         return Err(samples.unread(photometric));
     }

@@ -1,17 +1,16 @@
 //! WebP through the `image` crate, with the first picture of an animation as libwebp shows it.
 
-use std::cell::Cell;
 use std::io::Cursor;
 
 use image::ImageFormat;
 
-use super::{Source, with_image};
+use super::{Source, Watch, with_image};
 use crate::augment::fit::RgbImage;
 
 /// The flag of an animation's picture that is to replace what is below it, and not to be blended with it.
 const REPLACES: u8 = 2;
 
-pub(super) fn decode(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, String> {
+pub(super) fn decode(bytes: &[u8], watch: &Watch) -> Result<RgbImage, String> {
     let mut copy;
     let mut bytes = bytes;
     if let Some(at) = first_flags(bytes) {
@@ -20,7 +19,7 @@ pub(super) fn decode(bytes: &[u8], ran_out: &Cell<bool>) -> Result<RgbImage, Str
         copy[at] |= REPLACES;
         bytes = &copy;
     }
-    with_image(Source { bytes: Cursor::new(bytes), ran_out }, ImageFormat::WebP)
+    with_image(Source { bytes: Cursor::new(bytes), watch }, ImageFormat::WebP)
 }
 
 /// Where the flags of an animation's first picture are.
