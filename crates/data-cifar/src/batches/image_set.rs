@@ -88,9 +88,10 @@ impl ImageSet {
         let number = first.min(order.len().div_ceil(batch_size));
         let images = match self {
             Self::Held(set) => Images::Held(set),
-            // On the host: once for the epoch.
             Self::Resident(set) => {
-                Images::Resident(set, Tensor::f_from_slice(order)?.f_to_device(set.images.device())?)
+                // On the host: once for the epoch.
+                let order = Tensor::f_from_slice(order)?.f_to_device(set.images.device())?;
+                Images::Resident(set, order)
             }
             Self::Streamed(set) => {
                 let start = number.saturating_mul(batch_size).min(order.len());
