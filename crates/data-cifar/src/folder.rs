@@ -6,69 +6,21 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use run_record::{FolderRecipe, OnError};
 use sha2::{Digest, Sha256};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::decode::FORMATS;
 use crate::error::DataError;
-use crate::fit::{CropMode, check};
 use crate::host::{Skipped, hex};
 use crate::layout::{
     Layout, Listing, PartDirectory, Place, extension, is_picture, layout, problem, read_directory, some,
 };
-use crate::ops::Filter;
 use crate::rng::{keyed_rng, shuffle};
 
-/// What to do about a picture that cannot be decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum OnError {
-    /// Leave it out and say so in [`Dataset::skipped`](crate::Dataset::skipped).
-    Skip,
-    /// Stop; the error is that of the first such file by name.
-    Fail,
-}
-
-/// How the pictures of a folder become a data set.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FolderOptions {
-    /// Width and height of every image, in pixels, 1 to 4096.
-    pub side: u32,
-    /// How a picture becomes square.
-    pub crop_mode: CropMode,
-    /// How it is resized: [`Filter::Bilinear`] or [`Filter::Bicubic`].
-    pub filter: Filter,
-    /// What to do about a picture that cannot be decoded.
-    pub on_error: OnError,
-    /// The share of the training images that is cut off for testing, from 0 to below 1, rounded to whole images but one
-    /// at least if it is above 0. A folder with a test part of its own keeps that.
-    pub test_fraction: f64,
-}
-
-impl FolderOptions {
-    /// Bytes of one image.
-    pub(crate) fn image_bytes(&self) -> usize {
-        3 * self.side as usize * self.side as usize
-    }
-
-    /// The options in words that no other options have; part of a cache's key.
-    pub(crate) fn describe(&self) -> String {
-        let crop = match self.crop_mode {
-            CropMode::Center => "center".to_owned(),
-            CropMode::Squash => "squash".to_owned(),
-            CropMode::Border { fill: [red, green, blue] } => format!("border {red} {green} {blue}"),
-        };
-        let filter = match self.filter {
-            Filter::Nearest => "nearest",
-            Filter::Bilinear => "bilinear",
-            Filter::Bicubic => "bicubic",
-        };
-        let on_error = match self.on_error {
-            OnError::Skip => "skip",
-            OnError::Fail => "fail",
-        };
-        let (side, test) = (self.side, self.test_fraction);
-        format!("side {side}, {crop}, {filter}, {on_error}, test {test}")
-    }
+/// Bytes of one image.
+pub(crate) fn image_bytes(options: &FolderRecipe) -> usize {
+    3 * options.stored_size as usize * options.stored_size as usize
 }
 
 /// A picture file that was found, not yet opened.
@@ -88,7 +40,7 @@ pub(crate) struct PictureFile {
 #[derive(Debug, Clone)]
 pub struct Folder {
     pub(crate) root: PathBuf,
-    pub(crate) options: FolderOptions,
+    pub(crate) options: FolderRecipe,
     pub(crate) class_names: Vec<String>,
     /// Whether the classes were given and not found.
     pub(crate) classes_given: bool,
@@ -136,14 +88,10 @@ pub struct PartLabels {
 /// to be skipped), a link back to a directory it lies in, or an option out of range.
 pub fn list_folder(
     root: &Path,
-    options: &FolderOptions,
+    options: &FolderRecipe,
     classes: Option<&[String]>,
 ) -> Result<Folder, DataError> {
-    if !(0.0..1.0).contains(&options.test_fraction) {
-        let share = options.test_fraction;
-        return Err(DataError::Argument(format!("test_fraction must be from 0 to below 1, not {share}")));
-    }
-    check(options.side, options.filter)?;
+    options.validate()?;
     let root = fs::canonicalize(root).map_err(|source| match source.kind() {
         ErrorKind::NotFound => {
             DataError::Missing { file: root.to_path_buf(), hint: "it must be a folder of pictures".into() }
@@ -213,7 +161,7 @@ impl Folder {
 
     /// Bytes of all images once decoded, to decide between [`Folder::load`] and streaming.
     pub fn bytes(&self) -> u64 {
-        self.len() as u64 * self.options.image_bytes() as u64
+        self.len() as u64 * image_bytes(&self.options) as u64
     }
 
     /// Whether the folder has a test part of its own.
@@ -387,9 +335,7 @@ impl Folder {
         }
         let labels: Vec<u16> = self.files.iter().map(|file| file.label).collect();
         let [mut train, validation, mut test] = places.map(|place| stratified(&place, &labels));
-        let share = self.options.test_fraction;
-        if !self.has_test && share > 0.0 && !train.is_empty() {
-            let n = train.len();
+        if let (false, Some(share), n @ 1..) = (self.has_test, self.options.test_fraction, train.len()) {
             let count = ((n as f64 * share).round() as usize).max(1);
             if count >= n {
                 let text = format!(

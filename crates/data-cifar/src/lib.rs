@@ -33,23 +33,23 @@ pub use cifar::{load_cifar10, load_cifar100, parse_cifar10, parse_cifar100};
 pub use decode::{RgbImage, decode};
 pub use device::{Batch, Batches, DeviceSet, resize};
 pub use digits::{load_digits, parse_digits};
-pub use erase::{EraseMode, Erasure, RandomErasing, erase};
+pub use erase::{Erasure, draw_erasure, erase};
 pub use error::DataError;
-pub use fit::{CropMode, fit};
-pub use folder::{Folder, FolderOptions, OnError, PartLabels, list_folder};
-pub use host::{CoarseLabels, Dataset, Labelled, Pixels, Skipped, ValidationFrom, split};
+pub use fit::fit;
+pub use folder::{Folder, PartLabels, list_folder};
+pub use host::{CoarseLabels, Dataset, Labelled, Pixels, Skipped};
 pub use image_set::{ImageBatches, ImageSet};
 pub use keras::{flip, rotate, zoom};
 pub use load::{FolderIndex, FolderProgress};
-pub use mix::{Mix, MixMode, Mixing, mix};
+pub use mix::{Mixing, draw_mixings, mix};
 pub use normalize::{ChannelStats, Normalizer, channel_stats};
 pub use ops::{Filter, Op, apply_ops};
 pub use order::repeated;
-pub use pipeline::{Augmentation, Augmented, Cut, Draw, Epoch, Pipeline};
-pub use policy::{ColorJitter, Policy, TimmRandAugment};
+pub use pipeline::{Augmented, Draw, Epoch, Pipeline};
+pub use policy::{draw_jitter, draw_ops};
 pub use resample::{
-    CropBox, Interpolation, RandomResizedCrop, center_crop, crop, crop_offset, mirrored_resized_crop,
-    pad_crop, pil_resize, resized_crop,
+    CropBox, center_crop, crop, crop_offset, draw_crop, mirrored_resized_crop, pad_crop, pil_resize,
+    resized_crop,
 };
 pub use rng::{keyed_rng, keyed_seed, permutation};
 pub use stream::{Part, StreamBatches, StreamSet};

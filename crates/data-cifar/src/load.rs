@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ndarray::{ArcArray, Axis};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use run_record::{FolderRecipe, OnError};
 use sha2::{Digest, Sha256};
 
 use crate::cache;
 use crate::decode::decode;
 use crate::error::DataError;
 use crate::fit::fit;
-use crate::folder::{Arrangement, Folder, FolderOptions, OnError, PictureFile};
+use crate::folder::{Arrangement, Folder, PictureFile, image_bytes};
 use crate::host::{Dataset, Labelled, Skipped, hex};
 
 /// The largest file that is read.
@@ -70,7 +71,7 @@ impl FolderIndex {
             outcomes.iter().map(|outcome| matches!(outcome, Outcome::Pixels(_))).collect();
         let arrangement = folder.arrange(&decoded)?;
         let mut digest = Sha256::new();
-        digest.update(folder.options.side.to_le_bytes());
+        digest.update(folder.options.stored_size.to_le_bytes());
         for part in [&arrangement.train, &arrangement.test] {
             digest.update((part.len() as u64).to_le_bytes());
             for &n in part {
@@ -154,7 +155,7 @@ impl Folder {
                 Err(reason) => not_used(path, &reason, progress),
             }
         }
-        let bytes = self.options.image_bytes();
+        let bytes = image_bytes(&self.options);
         let mut pixels = Vec::new();
         pixels.try_reserve_exact(self.len().saturating_mul(bytes)).map_err(|_| {
             DataError::Argument(format!("not enough memory for {} images of {bytes} bytes", self.len()))
@@ -205,7 +206,7 @@ impl Folder {
         progress: &mut dyn FnMut(FolderProgress<'_>),
         mut keep: impl FnMut(&[u8]),
     ) -> Result<Decoded, DataError> {
-        let bytes = self.options.image_bytes();
+        let bytes = image_bytes(&self.options);
         let chunk = (CHUNK_BYTES / bytes).clamp(2 * pool.current_num_threads(), 1024);
         let mut pixels = zeroed(chunk * bytes)?;
         let mut decoded = Decoded { outcomes: Vec::with_capacity(self.len()), is_final: true };
@@ -237,7 +238,7 @@ impl Folder {
 
     /// Whether every image has the pixels it is known to have.
     fn verify(&self, pool: &ThreadPool, index: &FolderIndex, pixels: &[u8]) -> bool {
-        let images = pixels.par_chunks_exact(self.options.image_bytes());
+        let images = pixels.par_chunks_exact(image_bytes(&self.options));
         let Arrangement { train, test, .. } = &index.arrangement;
         let is_intact = |(image, &n): (&[u8], &usize)| {
             <[u8; 32]>::from(Sha256::digest(image)) == *index.outcomes[n].digest()
@@ -288,12 +289,12 @@ pub(crate) fn pool(threads: usize) -> Result<ThreadPool, DataError> {
 pub(crate) fn read_batch(
     pool: &ThreadPool,
     root: &Path,
-    options: &FolderOptions,
+    options: &FolderRecipe,
     files: &[&PictureFile],
     pixels: &mut [u8],
     stop: &AtomicBool,
 ) -> Vec<Result<[u8; 32], DataError>> {
-    let images = pixels.par_chunks_exact_mut(options.image_bytes());
+    let images = pixels.par_chunks_exact_mut(image_bytes(options));
     pool.install(|| {
         files
             .par_iter()
@@ -311,7 +312,7 @@ pub(crate) fn read_batch(
 }
 
 /// Reads, decodes and resizes a file into `image`, `[3, S, S]`.
-fn read_image(path: &Path, options: &FolderOptions, image: &mut [u8]) -> Result<(), DataError> {
+fn read_image(path: &Path, options: &FolderRecipe, image: &mut [u8]) -> Result<(), DataError> {
     let unreadable = |source| DataError::Read { file: path.to_path_buf(), source };
     let mut bytes = Vec::new();
     let mut file = File::open(path).map_err(unreadable)?.take(MAX_FILE_BYTES + 1);
@@ -320,7 +321,8 @@ fn read_image(path: &Path, options: &FolderOptions, image: &mut [u8]) -> Result<
         let reason = format!("larger than {MAX_FILE_BYTES} bytes");
         return Err(DataError::Picture { file: path.to_path_buf(), reason });
     }
-    let square = fit(decode(&bytes, path)?, options.side, options.crop_mode, options.filter)?;
+    let FolderRecipe { stored_size, crop_mode, interpolation, .. } = *options;
+    let square = fit(decode(&bytes, path)?, stored_size, crop_mode, [0; 3], interpolation)?;
     for (channel, plane) in image.chunks_exact_mut(square.pixels.len() / 3).enumerate() {
         for (value, pixel) in plane.iter_mut().zip(square.pixels.chunks_exact(3)) {
             *value = pixel[channel];
@@ -361,7 +363,7 @@ fn arrange_pixels(images: &mut [u8], index: &FolderIndex, bytes: usize) {
 /// The data set of pixels that are in the order of the parts, which have them in common.
 fn dataset(index: &FolderIndex, pixels: Vec<u8>) -> Result<Dataset, DataError> {
     let FolderIndex { folder, arrangement: Arrangement { train, test, .. }, .. } = index;
-    let side = folder.options.side as usize;
+    let side = folder.options.stored_size as usize;
     let images = ArcArray::from_shape_vec((train.len() + test.len(), 3, side, side), pixels)
         .map_err(|error| DataError::Argument(error.to_string()))?;
     let part = |order: &[usize], first: usize| {

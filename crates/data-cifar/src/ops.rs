@@ -1,6 +1,7 @@
 //! The operations on bytes that the papers' augmentation policies are made of, by PIL's names and to
 //! PIL's definitions, done to whole batches on the device.
 
+use run_record::Interpolation;
 use tch::{Kind, Tensor};
 
 use crate::colour;
@@ -17,6 +18,15 @@ pub enum Filter {
     Bilinear,
     /// Four pixels along each axis, by Keys's cubic with a = −1, as in PIL's transforms (its resizing has −1/2).
     Bicubic,
+}
+
+impl From<Interpolation> for Filter {
+    fn from(interpolation: Interpolation) -> Self {
+        match interpolation {
+            Interpolation::Bilinear => Self::Bilinear,
+            Interpolation::Bicubic => Self::Bicubic,
+        }
+    }
 }
 
 /// One operation on one image of bytes, with its parameters.

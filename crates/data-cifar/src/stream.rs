@@ -7,12 +7,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use rayon::ThreadPool;
+use run_record::FolderRecipe;
 use tch::{Device, Kind, Tensor};
 
 use crate::at_once;
 use crate::device::{Batch, check_order};
 use crate::error::DataError;
-use crate::folder::{FolderOptions, PartLabels, PictureFile};
+use crate::folder::{PartLabels, PictureFile, image_bytes};
 use crate::load::{FolderIndex, pool, read_batch, zeroed};
 
 /// A part of a data set.
@@ -38,7 +39,7 @@ pub struct StreamSet {
 #[derive(Debug)]
 struct Source {
     root: PathBuf,
-    options: FolderOptions,
+    options: FolderRecipe,
     files: Vec<PictureFile>,
     /// SHA-256 of each image's pixels.
     digests: Vec<[u8; 32]>,
@@ -87,7 +88,7 @@ impl Source {
     /// The batch of these images, pinned where it is for a GPU.
     fn read(&self, order: &[i64], device: Device, stop: &AtomicBool) -> Result<HostBatch, DataError> {
         let files: Vec<&PictureFile> = order.iter().map(|&image| &self.files[image as usize]).collect();
-        let mut pixels = zeroed(files.len() * self.options.image_bytes())?;
+        let mut pixels = zeroed(files.len() * image_bytes(&self.options))?;
         let results = read_batch(&self.pool, &self.root, &self.options, &files, &mut pixels, stop);
         if stop.load(Ordering::Relaxed) {
             return Err(DataError::Stopped);
@@ -105,7 +106,7 @@ impl Source {
         if !device.is_cuda() {
             return Ok(batch);
         }
-        let (images, labels) = batch.into_tensors(self.options.side)?;
+        let (images, labels) = batch.into_tensors(self.options.stored_size)?;
         Ok(HostBatch::Pinned {
             images: images.f_internal_pin_memory(device)?,
             labels: labels.f_internal_pin_memory(device)?,
@@ -150,7 +151,7 @@ impl StreamSet {
 
     /// Pixels of an image.
     pub(crate) fn image_pixels(&self) -> usize {
-        self.source.options.image_bytes() / 3
+        image_bytes(&self.source.options) / 3
     }
 
     /// How many images are decoded at the same time.
@@ -186,7 +187,7 @@ impl StreamSet {
     ) -> Result<StreamBatches, DataError> {
         check_order(order, batch_size, self.len())?;
         let start = first.saturating_mul(batch_size).min(order.len());
-        let waiting = at_once::waiting(batch_size.saturating_mul(self.source.options.image_bytes()));
+        let waiting = at_once::waiting(batch_size.saturating_mul(image_bytes(&self.source.options)));
         let (sender, receiver) = sync_channel(waiting.min(self.prefetch));
         let stop = Arc::new(AtomicBool::new(false));
         let work = Work {
@@ -204,7 +205,7 @@ impl StreamSet {
             receiver: Some(receiver),
             thread: Some(thread),
             stop,
-            side: self.source.options.side,
+            side: self.source.options.stored_size,
             device: self.device,
             order: order.to_vec(),
             batch_size,
