@@ -126,7 +126,7 @@ fn a_mistake_has_its_file_line_field_value_and_remedy() {
             Some("absent"),
             "goes with dataset",
         ),
-        ("[data]", "[data", Some(5), "", None, "unclosed table"),
+        ("[data]", "[data", Some(4), "", None, "unclosed table"),
     ] {
         let text = EXAMPLE.replace(from, to);
         let RecipeErrors(faults) = Recipe::parse(&text).unwrap_err().in_file(file);
@@ -228,7 +228,7 @@ fn what_is_held_out_and_how_bytes_become_floats_is_one_choice() {
         (
             "normalize = \"unit\"",
             "normalize.fixed = { mean = [0.5, 0.5, 0.5], std = [1, 1, 1], x = 1 }",
-            "unknown field `x`",
+            "unexpected keys in table: x",
         ),
         ("select = \"best\"", "select = \"first\"", "unknown variant `first`, expected `best` or `last`"),
         ("select = \"best\"", "select = \"best\"\nbce = { target_thresh = 0.2 }", "missing field `sum`"),
