@@ -56,7 +56,7 @@ pub(crate) fn recipes_of(root: &Path, preset: &str) -> Result<Vec<Named>> {
 
 fn read_recipe(path: &Path) -> Result<Named> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let recipe = Recipe::parse(&text).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
+    let recipe = Recipe::parse(&text).map_err(|errors| errors.in_file(path))?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Named { stem, recipe })
 }
@@ -100,8 +100,7 @@ dataset = "digits"
 [data]
 image_size = 32
 normalize = "unit"
-validation_from = "end"
-validation_count = 100
+validation.end.count = 100
 [augment]
 hflip = 0.0
 [train]
@@ -172,9 +171,9 @@ cpu_minutes = 1.5
         let path = root.path().join("recipes/quick/b.toml");
         fs::write(&path, RECIPE.replace("hflip = 0.0", "hflip = true")).unwrap();
         let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
-        assert!(error.contains("quick/b.toml: line 10: ") && !error.contains('\n'), "{error}");
+        assert!(error.contains("quick/b.toml: line 9: ") && !error.contains('\n'), "{error}");
         fs::write(&path, RECIPE.replace("epochs = 1", "epochs = 0")).unwrap();
         let error = format!("{:#}", recipes_of(root.path(), "quick").map(|_| ()).unwrap_err());
-        assert!(error.contains("quick/b.toml: train.epochs = 0"), "{error}");
+        assert!(error.contains("quick/b.toml: line 11: train.epochs = 0"), "{error}");
     }
 }

@@ -6,8 +6,12 @@ use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 use data_cifar::{
-    CropBox, EraseMode, Erasure, Filter, Interpolation, Mix, MixMode, RandomErasing, RandomResizedCrop,
-    crop_offset, erase, keyed_rng, mix, pad_crop, pil_resize, resized_crop,
+    CropBox, Erasure, Filter, crop_offset, draw_crop, draw_erasure, draw_mixings, erase, keyed_rng, mix,
+    pad_crop, pil_resize, resized_crop,
+};
+use run_record::{
+    AugmentRecipe, Cutmix, EraseMode, MixMode, MixRecipe, Mixup, RandomErasing, RandomResizedCrop,
+    TrainInterpolation,
 };
 use tch::{Device, Kind, Tensor};
 use torch_ext::test_devices;
@@ -40,13 +44,14 @@ fn crops(c: &mut Criterion) {
     let images = Tensor::randint(256, [BATCH, 3, SIDE, SIDE], bytes);
     let mut group = group(c, "crops");
     for (name, interpolation) in [
-        ("resized_crop, bilinear", Interpolation::Bilinear),
-        ("resized_crop, bicubic", Interpolation::Bicubic),
-        ("resized_crop, random", Interpolation::Random),
+        ("resized_crop, bilinear", TrainInterpolation::Bilinear),
+        ("resized_crop, bicubic", TrainInterpolation::Bicubic),
+        ("resized_crop, random", TrainInterpolation::Random),
     ] {
-        let draw = RandomResizedCrop { interpolation, ..RandomResizedCrop::default() };
+        let draw = RandomResizedCrop { scale: [0.08, 1.0], ratio: [0.75, 4.0 / 3.0], interpolation };
         time(&mut group, name, |epoch| {
-            let drawn = (0..BATCH as u64).map(|n| draw.draw(&mut keyed_rng(1, "crop", epoch, n), SIDE, SIDE));
+            let drawn =
+                (0..BATCH as u64).map(|n| draw_crop(&draw, &mut keyed_rng(1, "crop", epoch, n), SIDE, SIDE));
             let (boxes, filters): (Vec<CropBox>, Vec<Filter>) = drawn.unzip();
             resized_crop(&images, &boxes, &filters, (SIDE, SIDE)).expect("the boxes lie in the images")
         });
@@ -68,17 +73,17 @@ fn erasing(c: &mut Criterion) {
     let floats = (Kind::Float, test_devices().pop().unwrap_or(Device::Cpu));
     let images = Tensor::randn([BATCH, 3, SIDE, SIDE], floats);
     let mut group = group(c, "erasing");
-    for (name, reprob, remode) in [
+    for (name, prob, mode) in [
         ("const, a quarter", 0.25, EraseMode::Const),
         ("rand, a quarter", 0.25, EraseMode::Rand),
         ("pixel, a quarter", 0.25, EraseMode::Pixel),
         ("pixel, all", 1.0, EraseMode::Pixel),
     ] {
-        let erasing = RandomErasing::timm(reprob, remode, 1);
+        let erasing = RandomErasing { prob, mode, count: 1 };
         time(&mut group, name, |epoch| {
-            let draw = |n| erasing.draw(&mut keyed_rng(1, "erase", epoch, n), SIDE, SIDE);
+            let draw = |n| draw_erasure(&erasing, &mut keyed_rng(1, "erase", epoch, n), SIDE, SIDE);
             let erasures: Vec<Erasure> = (0..BATCH as u64).map(draw).collect();
-            erase(&images, &erasures, remode).expect("the rectangles lie in the images")
+            erase(&images, &erasures, mode).expect("the rectangles lie in the images")
         });
     }
     group.finish();
@@ -91,14 +96,19 @@ fn mixing(c: &mut Criterion) {
     let indices: Vec<i64> = (0..BATCH).collect();
     let mut group = group(c, "mixing");
     for (name, mixup, cutmix, mode) in [
-        ("mixup, batch", 0.8, 0.0, MixMode::Batch),
-        ("cutmix, batch", 0.0, 1.0, MixMode::Batch),
-        ("both, batch", 0.8, 1.0, MixMode::Batch),
-        ("both, elem", 0.8, 1.0, MixMode::Elem),
+        ("mixup, batch", Some(0.8), None, MixMode::Batch),
+        ("cutmix, batch", None, Some(1.0), MixMode::Batch),
+        ("both, batch", Some(0.8), Some(1.0), MixMode::Batch),
+        ("both, elem", Some(0.8), Some(1.0), MixMode::Elem),
     ] {
-        let draw = Mix { mixup, cutmix, mode, ..Mix::default() };
+        let draw = AugmentRecipe {
+            mixup: mixup.map(|alpha| Mixup { alpha }),
+            cutmix: cutmix.map(Cutmix::Alpha),
+            mix: Some(MixRecipe { mode, ..MixRecipe::default() }),
+            ..AugmentRecipe::default()
+        };
         time(&mut group, name, |epoch| {
-            let mixings = draw.draw(1, epoch, 0, &indices, (SIDE, SIDE));
+            let mixings = draw_mixings(&draw, 1, epoch, 0, &indices, (SIDE, SIDE));
             mix(&images, &labels, &mixings, 100, 0.1).expect("the shapes fit").0
         });
     }

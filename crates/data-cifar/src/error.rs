@@ -116,14 +116,6 @@ pub enum DataError {
         /// What to do.
         hint: String,
     },
-    /// More images held out than leave any to train on.
-    #[error("cannot hold out {count} of {n} images for validation: none would be left to train on")]
-    Split {
-        /// Images there are.
-        n: usize,
-        /// Images to hold out.
-        count: usize,
-    },
     /// A picture that cannot be decoded.
     #[error("{}: {reason}", .file.display())]
     Picture {
@@ -163,6 +155,9 @@ pub enum DataError {
     /// An argument that makes no sense, with its value and what it must be.
     #[error("{0}")]
     Argument(String),
+    /// Settings out of their ranges.
+    #[error(transparent)]
+    Recipe(#[from] run_record::RecipeErrors),
     /// Somebody wanted it to stop.
     #[error("reading was stopped")]
     Stopped,

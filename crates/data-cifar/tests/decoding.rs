@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use data_cifar::{CropMode, DataError, Filter, RgbImage, decode, fit};
+use data_cifar::{DataError, RgbImage, decode, fit};
 use proptest::prelude::*;
+use run_record::{CropMode, Interpolation};
 use safetensors::SafeTensors;
 
 fn golden() -> PathBuf {
@@ -244,10 +245,11 @@ fn squares_are_those_of_timm() {
         let crop_mode = match mode {
             "center" => CropMode::Center,
             "squash" => CropMode::Squash,
-            _ => CropMode::Border { fill: [9, 99, 199] },
+            _ => CropMode::Border,
         };
-        let filter = if filter == "bicubic" { Filter::Bicubic } else { Filter::Bilinear };
-        let square = fit(sources[source].clone(), side.parse().unwrap(), crop_mode, filter).unwrap();
+        let filter = if filter == "bicubic" { Interpolation::Bicubic } else { Interpolation::Bilinear };
+        let square =
+            fit(sources[source].clone(), side.parse().unwrap(), crop_mode, [9, 99, 199], filter).unwrap();
         assert_eq!(difference(&square, &image), (0, 0.0), "{name}");
     }
 }
@@ -345,11 +347,11 @@ proptest! {
 
     #[test]
     fn any_picture_becomes_a_square(width in 1u32..50, height in 1u32..50, side in 1u32..40, mode in 0..3) {
-        let mode = [CropMode::Center, CropMode::Squash, CropMode::Border { fill: [77; 3] }][mode as usize];
-        for filter in [Filter::Bilinear, Filter::Bicubic] {
+        let mode = [CropMode::Center, CropMode::Squash, CropMode::Border][mode as usize];
+        for filter in [Interpolation::Bilinear, Interpolation::Bicubic] {
             // A picture of one colour stays one, border included.
             let image = RgbImage { width, height, pixels: vec![77; (3 * width * height) as usize] };
-            let square = fit(image, side, mode, filter).unwrap();
+            let square = fit(image, side, mode, [77; 3], filter).unwrap();
             prop_assert_eq!((square.width, square.height), (side, side));
             prop_assert!(square.pixels.iter().all(|&value| value == 77));
         }

@@ -9,11 +9,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use data_cifar::{
-    CropMode, DataError, Dataset, DeviceSet, Filter, Folder, FolderOptions, FolderProgress, ImageSet,
-    Labelled, OnError, list_folder, load_cifar10, permutation,
+    DataError, Dataset, DeviceSet, Folder, FolderProgress, ImageSet, Labelled, list_folder, load_cifar10,
+    permutation,
 };
 use image::{ImageFormat, Rgb, RgbImage};
 use proptest::prelude::*;
+use run_record::{CropMode, FolderRecipe, Interpolation, OnError};
 use safetensors::{Dtype, SafeTensors};
 use tch::Device;
 use tempfile::TempDir;
@@ -22,14 +23,13 @@ use torch_ext::test_devices;
 /// Nobody stops a test.
 static NEVER: AtomicBool = AtomicBool::new(false);
 
-fn options() -> FolderOptions {
-    FolderOptions {
-        side: 8,
+fn options() -> FolderRecipe {
+    FolderRecipe {
+        stored_size: 8,
         crop_mode: CropMode::Center,
-        filter: Filter::Bicubic,
+        interpolation: Interpolation::Bicubic,
         on_error: OnError::Skip,
-        test_fraction: 0.0,
-        memory: u64::MAX,
+        test_fraction: None,
     }
 }
 
@@ -65,11 +65,11 @@ fn small() -> TempDir {
     root
 }
 
-fn list(root: &Path, options: &FolderOptions) -> Folder {
+fn list(root: &Path, options: &FolderRecipe) -> Folder {
     list_folder(root, options, None).unwrap()
 }
 
-fn load(root: &Path, options: &FolderOptions) -> Dataset {
+fn load(root: &Path, options: &FolderRecipe) -> Dataset {
     list(root, options).load(None, 2, &NEVER, &mut |_| ()).unwrap()
 }
 
@@ -83,7 +83,7 @@ fn load_cached(folder: &Folder, cache: &Path) -> (Dataset, Vec<String>, bool) {
     (data.unwrap(), notes, decoded)
 }
 
-fn refused(root: &Path, options: &FolderOptions, parts: &[&str]) {
+fn refused(root: &Path, options: &FolderRecipe, parts: &[&str]) {
     let result =
         list_folder(root, options, None).and_then(|folder| folder.load(None, 2, &NEVER, &mut |_| ()));
     let message = result.unwrap_err().to_string();
@@ -129,7 +129,7 @@ fn the_test_part_is_cut_off_in_proportion() {
     let root = TempDir::new().unwrap();
     write_classes(root.path(), &[40, 20, 30], 0);
     let whole = load(root.path(), &options());
-    let cut = load(root.path(), &FolderOptions { test_fraction: 0.2, ..options() });
+    let cut = load(root.path(), &FolderRecipe { test_fraction: Some(0.2), ..options() });
     assert_eq!(counts(&cut.test), BTreeMap::from([(0, 8), (1, 4), (2, 6)]));
     assert_eq!([images(&cut.train), images(&cut.test)].concat(), images(&whole.train));
     // And so is what a run holds out for validation.
@@ -142,13 +142,14 @@ fn the_test_part_is_cut_off_in_proportion() {
     }
     refused(
         root.path(),
-        &FolderOptions { test_fraction: 0.999, ..options() },
+        &FolderRecipe { test_fraction: Some(0.999), ..options() },
         &["90 images", "none would be left"],
     );
-    for test_fraction in [1.0, -0.1, f64::NAN] {
+    for share in [0.0, 1.0, -0.1, f64::NAN] {
+        let test_fraction = Some(share);
         let message =
-            list_folder(root.path(), &FolderOptions { test_fraction, ..options() }, None).unwrap_err();
-        assert!(message.to_string().contains("test_fraction must be from 0 to below 1"), "{message}");
+            list_folder(root.path(), &FolderRecipe { test_fraction, ..options() }, None).unwrap_err();
+        assert!(message.to_string().contains("folder.test_fraction"), "{message}");
     }
 }
 
@@ -173,7 +174,10 @@ fn order_and_digest_depend_on_nothing_but_names_and_pixels() {
         assert_eq!(list(root.path(), &options()).load(None, threads, &NEVER, &mut |_| ()).unwrap(), data);
     }
     // A label, a pixel or the cut changes the digest.
-    assert_ne!(load(root.path(), &FolderOptions { test_fraction: 0.04, ..options() }).sha256, data.sha256);
+    assert_ne!(
+        load(root.path(), &FolderRecipe { test_fraction: Some(0.04), ..options() }).sha256,
+        data.sha256
+    );
     write(&root.path().join("ant/003.png"), 77);
     assert_ne!(load(root.path(), &options()).sha256, data.sha256);
 }
@@ -197,13 +201,13 @@ fn train_val_and_test_folders() {
         write_classes(alone.path(), &[6, 4], 0);
         assert_eq!(images(&data.train)[..10], images(&load(alone.path(), &options()).train));
         // A share to cut off is for folders without a test part.
-        assert_eq!(load(root.path(), &FolderOptions { test_fraction: 0.2, ..options() }), data);
+        assert_eq!(load(root.path(), &FolderRecipe { test_fraction: Some(0.2), ..options() }), data);
     }
     // Without test, some training images are cut off for it, and none of val.
     let root = TempDir::new().unwrap();
     write_classes(&root.path().join("train"), &[6, 4], 0);
     write_classes(&root.path().join("val"), &[1, 2], 200);
-    let data = load(root.path(), &FolderOptions { test_fraction: 0.5, ..options() });
+    let data = load(root.path(), &FolderRecipe { test_fraction: Some(0.5), ..options() });
     assert_eq!((data.train.len(), data.test.len(), data.validation), (8, 5, 3));
     assert_eq!(counts(&data.test), BTreeMap::from([(0, 3), (1, 2)]));
 }
@@ -244,24 +248,24 @@ fn damaged_files_are_named_and_skipped_or_fatal() {
     fs::write(root.path().join(bad[0]), &whole[..whole.len() / 2]).unwrap();
     fs::write(root.path().join(bad[1]), "").unwrap();
     fs::write(root.path().join(bad[2]), "<html>not found</html>").unwrap();
-    let data = load(root.path(), &FolderOptions { test_fraction: 0.18, ..options() });
+    let data = load(root.path(), &FolderRecipe { test_fraction: Some(0.18), ..options() });
     let named: Vec<_> = data.skipped.iter().map(|skipped| skipped.file.as_str()).collect();
     assert_eq!(named, bad);
     for (skipped, part) in data.skipped.iter().zip(["truncated", "empty", "an HTML page"]) {
         assert!(skipped.reason.contains(part), "{skipped:?}");
     }
     // As if they had never been there.
-    let expected = load(clean.path(), &FolderOptions { test_fraction: 0.18, ..options() });
+    let expected = load(clean.path(), &FolderRecipe { test_fraction: Some(0.18), ..options() });
     assert_eq!((data.train, data.test, data.sha256), (expected.train, expected.test, expected.sha256));
     for threads in [1, 2, 8] {
-        let fatal = FolderOptions { on_error: OnError::Fail, ..options() };
+        let fatal = FolderRecipe { on_error: OnError::Fail, ..options() };
         let error =
             list(root.path(), &fatal).load(None, threads, &NEVER, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("ant/004.png: truncated"), "{error}");
     }
     // What takes too much memory is not skipped: another machine would have it.
-    let little = FolderOptions { memory: 100, ..options() };
-    let error = list(clean.path(), &little).load(None, 2, &NEVER, &mut |_| ()).unwrap_err();
+    let little = list(clean.path(), &options()).with_memory(100);
+    let error = little.load(None, 2, &NEVER, &mut |_| ()).unwrap_err();
     assert!(matches!(error, DataError::Memory { most: 100, .. }), "{error}");
     for entry in fs::read_dir(root.path().join("bee")).unwrap() {
         fs::write(entry.unwrap().path(), "").unwrap();
@@ -315,11 +319,10 @@ fn layouts_that_make_no_sense_are_errors() {
     );
     let root = small();
     refused(&root.path().join("ant/000.png"), &options(), &["000.png"]);
-    refused(root.path(), &FolderOptions { side: 0, ..options() }, &["1 to 4096 pixels, not 0"]);
     refused(
         root.path(),
-        &FolderOptions { filter: Filter::Nearest, ..options() },
-        &["bilinear or the bicubic"],
+        &FolderRecipe { stored_size: 0, ..options() },
+        &["folder.stored_size = 0: 1 to 2048"],
     );
     let message = list(root.path(), &options()).load(None, 0, &NEVER, &mut |_| ()).unwrap_err().to_string();
     assert!(message.contains("at least 1 thread, not 0"), "{message}");
@@ -368,7 +371,7 @@ fn directories_without_labelled_pictures_are_no_part_and_are_named() {
     fs::create_dir_all(root.path().join("val/ant")).unwrap();
     fs::create_dir_all(root.path().join("val/bee")).unwrap();
     fs::write(root.path().join("val/bee/1.heic"), "x").unwrap();
-    let folder = list(root.path(), &FolderOptions { test_fraction: 0.2, ..options() });
+    let folder = list(root.path(), &FolderRecipe { test_fraction: Some(0.2), ..options() });
     let (counts, notes) = parts(&folder);
     assert_eq!(counts, [16, 0, 4]);
     assert!(notes[0].contains("val/ holds no picture in its classes (1 heic passed over)"), "{notes:?}");
@@ -409,7 +412,7 @@ fn a_test_part_of_a_small_folder_has_one_picture() {
     for n in 2..6 {
         let root = TempDir::new().unwrap();
         write_classes(root.path(), &[n, 1], 0);
-        let folder = list(root.path(), &FolderOptions { test_fraction: 0.1, ..options() });
+        let folder = list(root.path(), &FolderRecipe { test_fraction: Some(0.1), ..options() });
         assert_eq!(parts(&folder).0, [n as usize, 0, 1]);
     }
 }
@@ -451,7 +454,7 @@ fn names_that_are_not_utf8_are_left_out_by_name() {
     let skipped = load(root.path(), &options()).skipped;
     assert_eq!(skipped.len(), 1);
     assert!(skipped[0].file.starts_with("ant/caf") && skipped[0].reason.contains("not UTF-8"), "{skipped:?}");
-    refused(root.path(), &FolderOptions { on_error: OnError::Fail, ..options() }, &["ant/caf", "not UTF-8"]);
+    refused(root.path(), &FolderRecipe { on_error: OnError::Fail, ..options() }, &["ant/caf", "not UTF-8"]);
 }
 
 #[test]
@@ -486,7 +489,7 @@ fn links_are_followed_but_not_in_circles() {
 fn a_cache_is_used_until_something_changes() {
     let (root, cache) = (small(), TempDir::new().unwrap());
     fs::write(root.path().join("bee/broken.jpg"), "x").unwrap();
-    let with_test = FolderOptions { test_fraction: 0.24, ..options() };
+    let with_test = FolderRecipe { test_fraction: Some(0.24), ..options() };
     let (fresh, notes, decoded) = load_cached(&list(root.path(), &with_test), cache.path());
     assert_eq!((notes.len(), decoded, fresh.skipped.len()), (0, true, 1));
     assert_eq!(fresh, list(root.path(), &with_test).load(None, 1, &NEVER, &mut |_| ()).unwrap());
@@ -545,7 +548,7 @@ fn only_file(directory: &Path) -> PathBuf {
 #[test]
 fn a_cache_is_a_safetensors_file_others_can_read() {
     let (root, cache) = (small(), TempDir::new().unwrap());
-    let with_test = FolderOptions { test_fraction: 0.24, ..options() };
+    let with_test = FolderRecipe { test_fraction: Some(0.24), ..options() };
     let data = load_cached(&list(root.path(), &with_test), cache.path()).0;
     let bytes = fs::read(only_file(cache.path())).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -741,7 +744,7 @@ fn a_file_that_changes_under_a_stream_is_named() {
 #[ignore = "needs PICTURES and BINARY"]
 fn cifar10_as_pictures_is_cifar10() {
     let directory = |name| PathBuf::from(std::env::var_os(name).unwrap());
-    let folder = FolderOptions { side: 32, on_error: OnError::Fail, ..options() };
+    let folder = FolderRecipe { stored_size: 32, on_error: OnError::Fail, ..options() };
     let pictures = load(&directory("PICTURES"), &folder);
     let binary = load_cifar10(&directory("BINARY")).unwrap();
     assert_eq!(pictures.class_names, binary.class_names);

@@ -4,14 +4,28 @@
 
 use std::collections::HashMap;
 
-use data_cifar::{CropBox, Mix, MixMode, Mixing, mix};
+use data_cifar::{CropBox, Mixing, draw_mixings, mix};
 use proptest::prelude::*;
+use run_record::{AugmentRecipe, Cutmix, MixMode, MixRecipe, Mixup};
 use tch::{Device, Kind, Tensor};
 use torch_ext::test_devices;
 
 fn golden() -> HashMap<String, Tensor> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/erasing_and_mixing.safetensors");
     Tensor::read_safetensors(file).expect("the file is readable").into_iter().collect()
+}
+
+/// What mixes, in all epochs.
+fn recipe(mixup: Option<f64>, cutmix: Option<Cutmix>, mix: MixRecipe) -> AugmentRecipe {
+    let mixup = mixup.map(|alpha| Mixup { alpha });
+    let recipe = AugmentRecipe { mixup, cutmix, mix: Some(mix), ..AugmentRecipe::default() };
+    assert!(recipe.mixes(1) && recipe.validate(32) == Ok(()), "{recipe:?}");
+    recipe
+}
+
+/// Both methods, half of the time each.
+fn both(mode: MixMode) -> AugmentRecipe {
+    recipe(Some(0.8), Some(Cutmix::Alpha(1.0)), MixRecipe { mode, ..MixRecipe::default() })
 }
 
 fn most(difference: &Tensor) -> f64 {
@@ -66,15 +80,16 @@ fn images_and_targets_are_those_of_timm() {
 fn draws_have_the_distribution_of_timm() {
     let golden = golden();
     let indices: Vec<i64> = (0..40_000).collect();
-    let elem = Mix { mode: MixMode::Elem, ..Mix::default() };
+    let elem = MixRecipe { mode: MixMode::Elem, ..MixRecipe::default() };
+    let never = MixRecipe { switch_prob: 0.0, ..elem }; // which counts only for both
+    let seldom = MixRecipe { prob: 0.7, switch_prob: 0.3, ..elem };
     for (name, draw) in [
-        ("mixup", Mix { mixup: 0.2, ..elem }),
-        ("cutmix", Mix { cutmix: 1.0, mixup_switch_prob: 0.0, ..elem }), // which counts only for both
-        ("both", Mix { mixup: 0.8, cutmix: 0.4, mixup_prob: 0.7, mixup_switch_prob: 0.3, ..elem }),
-        ("minmax", Mix { cutmix_minmax: Some((0.2, 0.8)), ..elem }),
+        ("mixup", recipe(Some(0.2), None, elem)),
+        ("cutmix", recipe(None, Some(Cutmix::Alpha(1.0)), never)),
+        ("both", recipe(Some(0.8), Some(Cutmix::Alpha(0.4)), seldom)),
+        ("minmax", recipe(None, Some(Cutmix::Minmax([0.2, 0.8])), elem)),
     ] {
-        draw.validate().unwrap();
-        let weights = weights(&draw.draw(1, 0, 0, &indices, (24, 40)), 24.0 * 40.0);
+        let weights = weights(&draw_mixings(&draw, 1, 0, 0, &indices, (24, 40)), 24.0 * 40.0);
         let n = weights.len() as f64;
         let is_unmixed = |w: &f64| if *w as f32 == 1.0 { 1.0 } else { 0.0 };
         let columns: [Vec<f64>; 3] = [
@@ -98,8 +113,7 @@ fn draws_have_the_distribution_of_timm() {
 /// Computed from the definitions by a separate program.
 #[test]
 fn what_a_key_draws_never_changes() {
-    let draw = Mix { mixup: 0.8, cutmix: 1.0, mode: MixMode::Elem, ..Mix::default() };
-    let drawn = draw.draw(42, 3, 0, &[0, 1, 2, 3], (32, 32));
+    let drawn = draw_mixings(&both(MixMode::Elem), 42, 3, 0, &[0, 1, 2, 3], (32, 32));
     assert_eq!(drawn[0], Mixing::Paste(CropBox { top: 14, left: 21, height: 9, width: 9 }));
     assert_eq!(drawn[2], Mixing::Paste(CropBox { top: 12, left: 1, height: 20, width: 30 }));
     for (drawn, want) in [(drawn[1], 0.931_822_205_971_984), (drawn[3], 0.022_948_551_833_119)] {
@@ -110,22 +124,26 @@ fn what_a_key_draws_never_changes() {
 #[test]
 fn the_keys_are_those_of_the_mode() {
     let size = (32, 32);
-    let all = |mode| Mix { mixup: 0.8, cutmix: 1.0, mode, ..Mix::default() };
+    let all = |mode, seed, epoch, batch, indices: &[i64]| {
+        draw_mixings(&both(mode), seed, epoch, batch, indices, size)
+    };
     let indices = [5, 9, 2, 7, 0];
-    let batch = all(MixMode::Batch).draw(1, 2, 3, &indices, size);
+    let batch = all(MixMode::Batch, 1, 2, 3, &indices);
     assert_eq!(batch, [batch[0]; 5]);
-    assert_eq!(batch[..2], all(MixMode::Batch).draw(1, 2, 3, &[1, 2], size)); // not the images count
-    assert_ne!(batch, all(MixMode::Batch).draw(1, 2, 4, &indices, size));
-    let elem = all(MixMode::Elem).draw(1, 2, 3, &indices, size);
-    assert_eq!(elem[1..3], all(MixMode::Elem).draw(1, 2, 8, &[9, 2], size));
+    assert_eq!(batch[..2], all(MixMode::Batch, 1, 2, 3, &[1, 2])); // not the images count
+    assert_ne!(batch, all(MixMode::Batch, 1, 2, 4, &indices));
+    let elem = all(MixMode::Elem, 1, 2, 3, &indices);
+    assert_eq!(elem[1..3], all(MixMode::Elem, 1, 2, 8, &[9, 2]));
     assert_ne!(elem[0], elem[1]);
-    assert_ne!(elem, all(MixMode::Elem).draw(1, 3, 3, &indices, size));
-    assert_ne!(elem, all(MixMode::Elem).draw(2, 2, 3, &indices, size));
-    let pair = all(MixMode::Pair).draw(1, 2, 3, &indices, size);
+    assert_ne!(elem, all(MixMode::Elem, 1, 3, 3, &indices));
+    assert_ne!(elem, all(MixMode::Elem, 2, 2, 3, &indices));
+    let pair = all(MixMode::Pair, 1, 2, 3, &indices);
     assert_eq!(pair, [elem[0], elem[1], Mixing::NONE, elem[1], elem[0]]);
     for mode in [MixMode::Batch, MixMode::Elem, MixMode::Pair] {
-        assert!(all(mode).draw(1, 2, 3, &[], size).is_empty());
-        assert_eq!(Mix { mode, ..Mix::default() }.draw(1, 2, 3, &indices, size), [Mixing::NONE; 5]);
+        assert!(all(mode, 1, 2, 3, &[]).is_empty());
+        let mix = Some(MixRecipe { mode, ..MixRecipe::default() });
+        let none = AugmentRecipe { mix, ..AugmentRecipe::default() };
+        assert_eq!(draw_mixings(&none, 1, 2, 3, &indices, size), [Mixing::NONE; 5]);
     }
 }
 
@@ -161,16 +179,6 @@ fn bad_arguments_are_errors() {
         let message = mix(&images, &labels, &[wrong; 2], 2, 0.1).unwrap_err().to_string();
         assert!(message.contains("cannot be done"), "{message}");
     }
-    Mix::default().validate().unwrap();
-    for wrong in [
-        Mix { mixup: -0.1, ..Mix::default() },
-        Mix { cutmix: f64::INFINITY, ..Mix::default() },
-        Mix { mixup_prob: 1.1, ..Mix::default() },
-        Mix { mixup_switch_prob: f64::NAN, ..Mix::default() },
-        Mix { cutmix_minmax: Some((0.5, 0.4)), ..Mix::default() },
-    ] {
-        assert!(wrong.validate().is_err(), "{wrong:?}");
-    }
 }
 
 proptest! {
@@ -179,14 +187,15 @@ proptest! {
     #[test]
     fn any_draw_mixes_within_range_and_targets_sum_to_one(
         (batch, height, width, classes) in (1..9i64, 1..12i64, 1..12i64, 1..50i64),
-        (mixup, cutmix, step, mode) in (0.0..3.0f64, 0.0..3.0f64, 0..1000u64, 0..3usize),
-        (mixup_prob, mixup_switch_prob, smoothing) in (0.0..=1.0f64, 0.0..=1.0f64, 0.0..=1.0f64),
-        cutmix_minmax in prop::option::of((0.0..0.5f64, 0.5..=1.0f64)),
+        (mixup, cutmix, step, mode) in (0.01..3.0f64, 0.01..3.0f64, 0..1000u64, 0..3usize),
+        (prob, switch_prob, smoothing) in (0.0..=1.0f64, 0.0..=1.0f64, 0.0..=1.0f64),
+        (with_mixup, minmax) in (any::<bool>(), prop::option::of((0.01..0.5f64, 0.5..=1.0f64))),
     ) {
         let mode = [MixMode::Batch, MixMode::Pair, MixMode::Elem][mode];
-        let draw = Mix { mixup, cutmix, cutmix_minmax, mixup_prob, mixup_switch_prob, mode };
-        draw.validate().unwrap();
-        let mixings = draw.draw(6, 1, step, &(0..batch).collect::<Vec<_>>(), (height, width));
+        let cutmix = minmax.map_or(Cutmix::Alpha(cutmix), |(least, most)| Cutmix::Minmax([least, most]));
+        let mix_recipe = MixRecipe { prob, switch_prob, mode, off_epoch: None };
+        let draw = recipe(with_mixup.then_some(mixup), Some(cutmix), mix_recipe);
+        let mixings = draw_mixings(&draw, 6, 1, step, &(0..batch).collect::<Vec<_>>(), (height, width));
         let images = Tensor::randn([batch, 3, height, width], (Kind::Float, Device::Cpu));
         let labels = Tensor::randint(classes, [batch], (Kind::Int64, Device::Cpu));
         let (mixed, targets) = mix(&images, &labels, &mixings, classes, smoothing).unwrap();

@@ -1,10 +1,11 @@
 //! The parts of a recipe that say which images a run trains on, and how they are split and presented.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::{Faults, show};
+use crate::fault::{Faults, RecipeErrors};
 
 /// The data sets a recipe may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,32 +46,26 @@ impl fmt::Display for DatasetName {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataRecipe {
-    /// Side of the square image the network sees, in pixels; other sizes are resized bilinearly.
+    /// Side of the square image the network sees, in pixels.
     pub image_size: i64,
     /// How bytes become floats.
     pub normalize: Normalize,
-    /// Mean per channel on the scale 0 to 1, for `normalize = "fixed"`.
+    /// Which images of the training set are held out for validation.
+    pub validation: Validation,
+    /// How images are resized. Absent: bilinear without antialiasing, on normalised floats, as Keras's `Resizing`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mean: Option<[f64; 3]>,
-    /// Standard deviation per channel on the scale 0 to 1, for `normalize = "fixed"`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub std: Option<[f64; 3]>,
-    /// How images are resized; PIL's filters, antialiased, on bytes. Absent: bilinear without antialiasing,
-    /// on normalised floats, as Keras's `Resizing`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interpolation: Option<Interpolation>,
-    /// With `interpolation`: images for evaluation are resized to `image_size` / `crop_pct`, and their middle
-    /// is cut out. Absent: they are shown whole.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub crop_pct: Option<f64>,
-    /// The end of the training set that is held out for validation.
-    pub validation_from: ValidationFrom,
-    /// How many images are held out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_count: Option<usize>,
-    /// Or which share of the training set, rounded to whole images.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_fraction: Option<f64>,
+    pub resize: Option<Resize>,
+}
+
+/// Resizing of bytes, as by PIL. Images for evaluation are resized to `image_size` / `crop_pct`, and their middle is
+/// cut out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// The filter.
+    pub interpolation: Interpolation,
+    /// Share of an image's side that evaluation shows; 1: the whole.
+    pub crop_pct: f64,
 }
 
 /// One of PIL's antialiased filters.
@@ -84,7 +79,7 @@ pub enum Interpolation {
 }
 
 /// How pictures of any size become the square images a run starts from, and how they are split.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FolderRecipe {
     /// Side of the stored images in pixels; `data.image_size` is what the network sees.
@@ -95,7 +90,8 @@ pub struct FolderRecipe {
     pub interpolation: Interpolation,
     /// What becomes of a file that is not an image, or damaged.
     pub on_error: OnError,
-    /// Share of the images to cut from the end for testing, where there is no folder `test`.
+    /// Share of the images to cut from the end for testing, rounded to whole images but one at least, where there is
+    /// no folder `test`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_fraction: Option<f64>,
 }
@@ -123,110 +119,105 @@ pub enum OnError {
 }
 
 /// How bytes become floats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Normalize {
     /// Divided by 255.
     Unit,
     /// Zero mean and unit variance per channel over all training images, the held-out part
     /// included (what Keras's `Normalization` layer adapts to in the published tutorials).
     Adapt,
-    /// (x/255 − mean) / std with the recipe's `mean` and `std`.
-    Fixed,
+    /// (x/255 − mean) / std.
+    Fixed {
+        /// Mean per channel on the scale 0 to 1.
+        mean: [f64; 3],
+        /// Standard deviation per channel on the scale 0 to 1.
+        std: [f64; 3],
+    },
 }
 
-/// Which end of the training set, in file order, is held out for validation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Which images of the training set, in file order, are held out for validation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ValidationFrom {
-    /// The first images.
-    Start,
-    /// The last images.
-    End,
-    /// Neither: the images of the folder `val`.
+pub enum Validation {
+    /// The first.
+    Start(HeldOut),
+    /// The last.
+    End(HeldOut),
+    /// None: the images of the folder `val` are for validation.
     Folder,
+}
+
+/// How many images are held out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeldOut {
+    /// So many.
+    Count(usize),
+    /// This share, rounded to whole images but one at least.
+    Fraction(f64),
 }
 
 impl DataRecipe {
     /// Checks ranges and what goes together; `dataset` and `folder` are the recipe's.
     pub(crate) fn check(&self, dataset: DatasetName, folder: Option<&FolderRecipe>, faults: &mut Faults) {
-        let fraction = |x: f64| (0.0..1.0).contains(&x);
-        faults.check(
-            "data.image_size",
-            self.image_size,
-            (1..=1024).contains(&self.image_size),
-            "1 to 1024 pixels",
-        );
-        match (self.normalize, self.mean, self.std) {
-            (Normalize::Fixed, Some(mean), Some(std)) => {
-                let scaled = mean.iter().all(|m| (0.0..=1.0).contains(m));
-                let expected = "three numbers on the scale 0 to 1; of the scale 0 to 255, divide by 255";
-                faults.check("data.mean", show(mean), scaled, expected);
-                let scaled = std.iter().all(|s| *s > 0.0 && *s <= 1.0);
-                let expected = "three numbers above 0, up to 1; of the scale 0 to 255, divide by 255";
-                faults.check("data.std", show(std), scaled, expected);
-            }
-            (Normalize::Fixed, ..) => {
-                faults.check("data.normalize", "\"fixed\"", false, "needs data.mean and data.std beside it");
-            }
-            (_, None, None) => {}
-            (_, mean, _) => {
-                let field = if mean.is_some() { "data.mean" } else { "data.std" };
-                faults.check(
-                    field,
-                    show(mean.or(self.std)),
-                    false,
-                    "only goes with data.normalize = \"fixed\"",
-                );
-            }
+        faults.within("data.image_size", self.image_size, 1..=1024);
+        if let Normalize::Fixed { mean, std } = self.normalize {
+            let scaled = mean.iter().all(|m| (0.0..=1.0).contains(m));
+            let remedy = "three numbers on the scale 0 to 1; of the scale 0 to 255, divide by 255";
+            faults.check("data.normalize.fixed.mean", format!("{mean:?}"), scaled, remedy);
+            let scaled = std.iter().all(|s| *s > 0.0 && *s <= 1.0);
+            let remedy = "three numbers above 0, up to 1; of the scale 0 to 255, divide by 255";
+            faults.check("data.normalize.fixed.std", format!("{std:?}"), scaled, remedy);
         }
-        let crop_pct = self.crop_pct.unwrap_or(1.0);
-        faults.check("data.crop_pct", crop_pct, crop_pct > 0.1 && crop_pct <= 1.0, "above 0.1, up to 1");
-        let beside = self.crop_pct.is_none() || self.interpolation.is_some();
-        faults.check("data.crop_pct", crop_pct, beside, "only goes with data.interpolation");
-        let held_out = (self.validation_count, self.validation_fraction);
-        if self.validation_from == ValidationFrom::Folder {
-            let is_folder = dataset == DatasetName::Folder;
-            faults.check("data.validation_from", "folder", is_folder, "only goes with dataset = \"folder\"");
-            let absent = held_out == (None, None);
-            faults.check(
-                "data.validation_from",
-                "folder",
-                absent,
-                "decides how many images are held out by itself",
-            );
-        } else if let (None, Some(share)) = held_out {
-            faults.check(
-                "data.validation_fraction",
-                share,
-                share > 0.0 && fraction(share),
-                "above 0, below 1",
-            );
-        } else {
-            let count = self.validation_count.unwrap_or_default();
-            faults.check(
-                "data.validation_count",
-                count,
-                count > 0,
-                "at least 1, or data.validation_fraction",
-            );
-            let one = self.validation_fraction.is_none();
-            faults.check("data.validation_count", count, one, "not beside data.validation_fraction");
+        if let Some(Resize { crop_pct, .. }) = self.resize {
+            let holds = crop_pct > 0.1 && crop_pct <= 1.0;
+            faults.check("data.resize.crop_pct", crop_pct, holds, "above 0.1, up to 1");
         }
         let is_folder = dataset == DatasetName::Folder;
+        let (end, held_out) = match self.validation {
+            Validation::Start(held_out) => ("start", Some(held_out)),
+            Validation::End(held_out) => ("end", Some(held_out)),
+            Validation::Folder => ("folder", None),
+        };
+        match held_out {
+            Some(HeldOut::Count(count)) => {
+                let field = format!("data.validation.{end}.count");
+                faults.check(&field, count, count > 0, "1 or more");
+            }
+            Some(HeldOut::Fraction(share)) => {
+                faults.share(&format!("data.validation.{end}.fraction"), share, "above 0, below 1");
+            }
+            None => faults.check("data.validation", end, is_folder, "only goes with dataset = \"folder\""),
+        }
         let given = if folder.is_some() { "given" } else { "absent" };
         let fits = is_folder == folder.is_some();
         faults.check("folder", given, fits, "goes with dataset = \"folder\", and with no other");
-        if let Some(&FolderRecipe { stored_size, test_fraction, .. }) = folder {
-            faults.check(
-                "folder.stored_size",
-                stored_size,
-                (1..=2048).contains(&stored_size),
-                "1 to 2048 pixels",
-            );
-            let share = test_fraction.unwrap_or(0.5);
-            let expected = "above 0, below 1; leave the key out to cut none off";
-            faults.check("folder.test_fraction", share, share > 0.0 && fraction(share), expected);
+        if let Some(folder) = folder {
+            folder.check(faults);
+        }
+    }
+}
+
+impl FolderRecipe {
+    /// What [`FolderRecipe::stored_size`] may be.
+    pub const STORED_SIZES: RangeInclusive<u32> = 1..=2048;
+
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// All values out of range, with their ranges.
+    pub fn validate(&self) -> Result<(), RecipeErrors> {
+        let mut faults = Faults::default();
+        self.check(&mut faults);
+        faults.result()
+    }
+
+    fn check(&self, faults: &mut Faults) {
+        faults.within("folder.stored_size", self.stored_size, Self::STORED_SIZES);
+        if let Some(share) = self.test_fraction {
+            let remedy = "above 0, below 1; leave the key out to cut none off";
+            faults.share("folder.test_fraction", share, remedy);
         }
     }
 }

@@ -13,21 +13,28 @@
 mod augment;
 mod data;
 mod disk;
+mod fault;
 mod optim;
+mod policy;
 mod recipe;
 mod record;
 mod summary;
 mod words;
 
-pub use augment::{AugmentRecipe, CropOffset, EraseMode, MixMode, TrainInterpolation};
+pub use augment::{
+    AugmentRecipe, ColorJitter, CropOffset, Cutmix, EnlargedCrop, EraseMode, MixMode, MixRecipe, Mixup,
+    PolicyRecipe, RandomErasing, RandomResizedCrop, TrainInterpolation,
+};
 pub use data::{
-    CropMode, DataRecipe, DatasetName, FolderRecipe, Interpolation, Normalize, OnError, ValidationFrom,
+    CropMode, DataRecipe, DatasetName, FolderRecipe, HeldOut, Interpolation, Normalize, OnError, Resize,
+    Validation,
 };
 pub use disk::{cache_dir, check_writable, remove_partial_files, write_atomically};
-pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerName, OptimizerRecipe, RollbackRecipe, Schedule};
+pub use fault::{RecipeError, RecipeErrors};
+pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerRecipe, RollbackRecipe, Schedule};
+pub use policy::{Policy, TimmRandAugment};
 pub use recipe::{
-    Estimate, FieldValue, InitialWeights, Loss, ModelChoice, Recipe, RecipeError, RecipeErrors, Reference,
-    Select, TrainRecipe,
+    Bce, Estimate, FieldValue, InitialWeights, ModelChoice, Recipe, Reference, Select, TrainRecipe,
 };
 pub use record::{
     DEVICE_FAILED, EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_FAILED,

@@ -1,183 +1,99 @@
 //! The part of a recipe that says how weights move: optimiser, schedule, averaging, what to do when it fails.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::{Faults, RecipeError};
+use crate::fault::Faults;
 
-/// The optimisers a recipe may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerName {
-    /// Adam with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101).
-    AdamW,
-    /// Gradient descent with momentum; weight decay is added to the gradient.
-    Sgd,
-    /// LAMB (You et al., arXiv:1904.00962) as timm has it: Adam's step, scaled per tensor to the length of the tensor.
-    Lamb,
-    /// Lion (Chen et al., arXiv:2302.06675): the sign of a running mean.
-    Lion,
-}
-
-/// The optimiser and its constants. [`OptimizerRecipe::algorithm`] tells which of them an optimiser has; it has to
-/// have all of those and no other.
+/// The optimiser: what all have, and which it is with what it has by itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct OptimizerRecipe {
-    /// Which optimiser.
-    pub name: OptimizerName,
+    /// Which, with its own constants.
+    #[serde(flatten)]
+    pub algorithm: Algorithm,
     /// Learning rate, which the schedule multiplies.
     pub lr: f64,
-    /// Decay of the running mean of gradients.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub beta1: Option<f64>,
-    /// Decay of the running mean of squared gradients; for Lion, of the gradients.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub beta2: Option<f64>,
-    /// Added to the root of the second moment.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub eps: Option<f64>,
     /// Weight decay λ.
     pub weight_decay: f64,
-    /// `true`: a step shrinks weights by lr·λ (PyTorch, Keras 3). `false`: by λ alone, as
-    /// TensorFlow Addons' AdamW does, with which some of the published numbers were made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scale_decay_by_lr: Option<bool>,
-    /// Decay of SGD's running sum of gradients.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub momentum: Option<f64>,
-    /// Whether SGD steps along the gradient and the momentum after it (Nesterov).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nesterov: Option<bool>,
     /// `true`: λ is for matrices and kernels only, not for biases, norms, layer scales, tokens and embeddings.
     /// Otherwise for every trainable tensor.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decay_weights_only: Option<bool>,
+    #[serde(default)]
+    pub decay_weights_only: bool,
     /// The learning rate of a block is this times that of the block after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_decay: Option<f64>,
 }
 
-/// An optimiser with the constants it has.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// An optimiser by name, with the constants it has. Those that [`OptimizerRecipe`] does not know come here, so that an
+/// unknown key is an error.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Algorithm {
-    /// See [`OptimizerName::AdamW`].
+    /// Adam with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101).
     AdamW {
-        /// [`OptimizerRecipe::beta1`].
+        /// Decay of the running mean of gradients.
         beta1: f64,
-        /// [`OptimizerRecipe::beta2`].
+        /// Decay of the running mean of squared gradients.
         beta2: f64,
-        /// [`OptimizerRecipe::eps`].
+        /// Added to the root of the second moment.
         eps: f64,
-        /// [`OptimizerRecipe::scale_decay_by_lr`].
+        /// `true`: a step shrinks weights by lr·λ (PyTorch, Keras 3). `false`: by λ alone, as
+        /// TensorFlow Addons' AdamW does, with which some of the published numbers were made.
         scale_decay_by_lr: bool,
     },
-    /// See [`OptimizerName::Sgd`].
+    /// Gradient descent with momentum; weight decay is added to the gradient.
     Sgd {
-        /// [`OptimizerRecipe::momentum`].
+        /// Decay of the running sum of gradients.
         momentum: f64,
-        /// [`OptimizerRecipe::nesterov`].
+        /// Whether it steps along the gradient and the momentum after it (Nesterov).
         nesterov: bool,
     },
-    /// See [`OptimizerName::Lamb`].
+    /// LAMB (You et al., arXiv:1904.00962) as timm has it: Adam's step, scaled per tensor to the length of the tensor.
     Lamb {
-        /// [`OptimizerRecipe::beta1`].
+        /// Decay of the running mean of gradients.
         beta1: f64,
-        /// [`OptimizerRecipe::beta2`].
+        /// Decay of the running mean of squared gradients.
         beta2: f64,
-        /// [`OptimizerRecipe::eps`].
+        /// Added to the root of the second moment.
         eps: f64,
     },
-    /// See [`OptimizerName::Lion`].
+    /// Lion (Chen et al., arXiv:2302.06675): the sign of a running mean.
     Lion {
-        /// [`OptimizerRecipe::beta1`].
+        /// Share of the running mean in the step.
         beta1: f64,
-        /// [`OptimizerRecipe::beta2`].
+        /// Decay of the running mean of gradients.
         beta2: f64,
     },
 }
 
 impl OptimizerRecipe {
-    /// The optimiser with its constants.
-    ///
-    /// # Errors
-    /// One it needs and the recipe lacks, one it has no use for, or one out of its range.
-    pub fn algorithm(&self) -> Result<Algorithm, RecipeError> {
-        let mut given = self.clone();
-        let algorithm = match self.name {
-            OptimizerName::AdamW => Algorithm::AdamW {
-                beta1: share("optimizer.beta1", given.beta1.take())?,
-                beta2: share("optimizer.beta2", given.beta2.take())?,
-                eps: positive("optimizer.eps", given.eps.take())?,
-                scale_decay_by_lr: need("optimizer.scale_decay_by_lr", given.scale_decay_by_lr.take())?,
-            },
-            OptimizerName::Sgd => Algorithm::Sgd {
-                momentum: share("optimizer.momentum", given.momentum.take())?,
-                nesterov: need("optimizer.nesterov", given.nesterov.take())?,
-            },
-            OptimizerName::Lamb => Algorithm::Lamb {
-                beta1: share("optimizer.beta1", given.beta1.take())?,
-                beta2: share("optimizer.beta2", given.beta2.take())?,
-                eps: positive("optimizer.eps", given.eps.take())?,
-            },
-            OptimizerName::Lion => Algorithm::Lion {
-                beta1: share("optimizer.beta1", given.beta1.take())?,
-                beta2: share("optimizer.beta2", given.beta2.take())?,
-            },
-        };
-        let numbers = [
-            ("optimizer.beta1", given.beta1),
-            ("optimizer.beta2", given.beta2),
-            ("optimizer.eps", given.eps),
-            ("optimizer.momentum", given.momentum),
-        ];
-        for (field, left) in numbers {
-            without(field, left)?;
-        }
-        without("optimizer.scale_decay_by_lr", given.scale_decay_by_lr)?;
-        without("optimizer.nesterov", given.nesterov)?;
-        if let Algorithm::Sgd { momentum: 0.0, nesterov: true } = algorithm {
-            return fault("optimizer.nesterov", true, "Nesterov's step needs a momentum above 0");
-        }
-        Ok(algorithm)
-    }
-
     pub(crate) fn check(&self, faults: &mut Faults) {
-        let Self { lr, weight_decay, .. } = *self;
-        faults.check("optimizer.lr", lr, lr.is_finite() && lr > 0.0, "a finite number above 0");
-        let holds = weight_decay.is_finite() && weight_decay >= 0.0;
-        faults.check("optimizer.weight_decay", weight_decay, holds, "a finite number, 0 or more");
+        faults.positive("optimizer.lr", self.lr);
+        faults.non_negative("optimizer.weight_decay", self.weight_decay);
         if let Some(decay) = self.layer_decay {
-            let holds = decay > 0.0 && decay <= 1.0;
-            faults.check("optimizer.layer_decay", decay, holds, "above 0, at most 1");
+            faults.factor("optimizer.layer_decay", decay);
         }
-        faults.0.extend(self.algorithm().err());
+        match self.algorithm {
+            Algorithm::AdamW { beta1, beta2, eps, .. } | Algorithm::Lamb { beta1, beta2, eps } => {
+                faults.fraction("optimizer.beta1", beta1);
+                faults.fraction("optimizer.beta2", beta2);
+                faults.positive("optimizer.eps", eps);
+            }
+            Algorithm::Lion { beta1, beta2 } => {
+                faults.fraction("optimizer.beta1", beta1);
+                faults.fraction("optimizer.beta2", beta2);
+            }
+            Algorithm::Sgd { momentum, nesterov } => {
+                faults.fraction("optimizer.momentum", momentum);
+                let holds = !nesterov || momentum != 0.0;
+                faults.check(
+                    "optimizer.nesterov",
+                    nesterov,
+                    holds,
+                    "Nesterov's step needs a momentum above 0",
+                );
+            }
+        }
     }
-}
-
-fn fault<T>(field: &'static str, value: impl fmt::Display, expected: &'static str) -> Result<T, RecipeError> {
-    Err(RecipeError { field, value: value.to_string(), expected })
-}
-
-fn need<T>(field: &'static str, value: Option<T>) -> Result<T, RecipeError> {
-    value.map_or_else(|| fault(field, "(missing)", "this optimizer needs it"), Ok)
-}
-
-/// Refuses what the optimiser has no use for.
-fn without(field: &'static str, left: Option<impl fmt::Display>) -> Result<(), RecipeError> {
-    let expected = "this optimizer has no such constant; leave it out";
-    left.map_or(Ok(()), |value| fault(field, value, expected))
-}
-
-fn share(field: &'static str, value: Option<f64>) -> Result<f64, RecipeError> {
-    let value = need(field, value)?;
-    if (0.0..1.0).contains(&value) { Ok(value) } else { fault(field, value, "0 or more, below 1") }
-}
-
-fn positive(field: &'static str, value: Option<f64>) -> Result<f64, RecipeError> {
-    let value = need(field, value)?;
-    if value.is_finite() && value > 0.0 { Ok(value) } else { fault(field, value, "a finite number above 0") }
 }
 
 /// How the learning rate moves over a run. Warm-ups and ends count from the run's first step.
@@ -194,8 +110,8 @@ pub enum Schedule {
         /// `true`: count steps as the published PatchConvNet tutorial does. The last, smaller batch of an epoch counts by
         /// its share of a batch, ⌊images / batch size · epochs⌋ steps in all; the first update is at rate 0, and so are
         /// those that the run makes beyond that number. Otherwise a step is an update.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        tutorial_steps: Option<bool>,
+        #[serde(default)]
+        tutorial_steps: bool,
     },
     /// timm's cosine: a line from `warmup_lr` towards `optimizer.lr`, half a cosine to `min_lr`, then `min_lr`. The
     /// cosine's phase counts from the first epoch, so the rate jumps where the warm-up ends.
@@ -259,55 +175,40 @@ impl Schedule {
     }
 
     pub(crate) fn check(&self, epochs: u32, faults: &mut Faults) {
-        let finite = |x: f64| x.is_finite() && x >= 0.0;
-        let within = "at most train.epochs";
-        match self {
+        match *self {
             Self::Constant {} => {}
-            Self::WarmupCosine { warmup, .. } => {
-                faults.check("schedule.warmup", warmup, (0.0..1.0).contains(warmup), "0 or more, below 1")
-            }
+            Self::WarmupCosine { warmup, .. } => faults.fraction("schedule.warmup", warmup),
             Self::Cosine { min_lr, warmup_lr, warmup_epochs, cooldown_epochs, .. } => {
-                faults.check("schedule.min_lr", min_lr, finite(*min_lr), "a finite number, 0 or more");
-                faults.check(
-                    "schedule.warmup_lr",
-                    warmup_lr,
-                    finite(*warmup_lr),
-                    "a finite number, 0 or more",
-                );
-                faults.check("schedule.warmup_epochs", warmup_epochs, *warmup_epochs <= epochs, within);
-                faults.check(
-                    "schedule.cooldown_epochs",
-                    cooldown_epochs,
-                    *cooldown_epochs < epochs,
-                    "below train.epochs",
-                )
+                faults.non_negative("schedule.min_lr", min_lr);
+                faults.non_negative("schedule.warmup_lr", warmup_lr);
+                Self::check_warmup(warmup_epochs, epochs, faults);
+                let holds = cooldown_epochs < epochs;
+                faults.check("schedule.cooldown_epochs", cooldown_epochs, holds, "below train.epochs");
             }
-            Self::PiecewiseLinear { points } => {
-                let shown = || format!("{points:?}");
+            Self::PiecewiseLinear { ref points } => {
                 let ascending = points.windows(2).all(|pair| pair[0].0 <= pair[1].0);
-                let numbers = points.iter().all(|&(at, factor)| finite(at) && finite(factor));
+                let number = |x: f64| x.is_finite() && x >= 0.0;
+                let numbers = points.iter().all(|&(at, factor)| number(at) && number(factor));
+                let remedy = "one or more pairs [epoch, factor], numbers of 0 or more, the epochs ascending";
                 let holds = !points.is_empty() && ascending && numbers;
-                let expected =
-                    "one or more pairs [epoch, factor], numbers of 0 or more, the epochs ascending";
-                faults.check("schedule.points", shown(), holds, expected)
+                faults.check("schedule.points", format!("{points:?}"), holds, remedy);
             }
             Self::OneCycle { pct_start, div_factor, final_div_factor, .. } => {
-                faults.check("schedule.pct_start", pct_start, (0.0..=1.0).contains(pct_start), "0 to 1");
+                faults.within("schedule.pct_start", pct_start, 0.0..=1.0);
                 for (field, factor) in
                     [("schedule.div_factor", div_factor), ("schedule.final_div_factor", final_div_factor)]
                 {
-                    faults.check(
-                        field,
-                        factor,
-                        factor.is_finite() && *factor >= 1.0,
-                        "a finite number, 1 or more",
-                    );
+                    let holds = factor.is_finite() && factor >= 1.0;
+                    faults.check(field, factor, holds, "a finite number, 1 or more");
                 }
             }
-            Self::HarmonicWarmupCosine { warmup_epochs } => {
-                faults.check("schedule.warmup_epochs", warmup_epochs, *warmup_epochs <= epochs, within)
-            }
+            Self::HarmonicWarmupCosine { warmup_epochs } => Self::check_warmup(warmup_epochs, epochs, faults),
         }
+    }
+
+    fn check_warmup(warmup_epochs: u32, epochs: u32, faults: &mut Faults) {
+        let holds = warmup_epochs <= epochs;
+        faults.check("schedule.warmup_epochs", warmup_epochs, holds, "at most train.epochs");
     }
 }
 
@@ -332,81 +233,96 @@ pub struct RollbackRecipe {
     pub lr_factor: f64,
 }
 
+impl EmaRecipe {
+    pub(crate) fn check(&self, faults: &mut Faults) {
+        faults.fraction("ema.decay", self.decay);
+    }
+}
+
+impl RollbackRecipe {
+    pub(crate) fn check(&self, faults: &mut Faults) {
+        faults.check("rollback.times", self.times, self.times > 0, "1 or more");
+        faults.factor("rollback.lr_factor", self.lr_factor);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn adamw() -> OptimizerRecipe {
-        OptimizerRecipe {
-            name: OptimizerName::AdamW,
-            lr: 1e-3,
-            beta1: Some(0.9),
-            beta2: Some(0.999),
-            eps: Some(1e-8),
-            weight_decay: 0.05,
-            scale_decay_by_lr: Some(true),
-            momentum: None,
-            nesterov: None,
-            decay_weights_only: None,
-            layer_decay: None,
-        }
+    const ADAMW: &str = "name = \"adamw\"\nlr = 1e-3\nweight_decay = 0.05\nbeta1 = 0.9\nbeta2 = 0.999\neps = 1e-8\n\
+        scale_decay_by_lr = true\n";
+    const SGD: &str = "name = \"sgd\"\nlr = 1\nweight_decay = 0\nmomentum = 0.9\nnesterov = true\n";
+    const LION: &str = "name = \"lion\"\nlr = 1e-4\nweight_decay = 0\nbeta1 = 0.9\nbeta2 = 0.99\n";
+    const LAMB: &str =
+        "name = \"lamb\"\nlr = 5e-3\nweight_decay = 0\nbeta1 = 0.9\nbeta2 = 0.99\neps = 1e-6\n";
+
+    fn read(text: &str) -> Result<OptimizerRecipe, toml::de::Error> {
+        toml::from_str(text)
     }
 
-    fn refusal(recipe: &OptimizerRecipe) -> String {
+    /// The fields that are out of range.
+    fn wrong(check: impl Fn(&mut Faults)) -> Vec<String> {
         let mut faults = Faults::default();
-        recipe.check(&mut faults);
-        let [fault] = faults.0.as_slice() else { panic!("{faults:?}") };
-        fault.to_string()
+        check(&mut faults);
+        let faults = faults.result().err().map_or_else(Vec::new, |errors| errors.0);
+        faults.into_iter().map(|fault| fault.field).collect()
     }
 
     #[test]
     fn an_optimiser_has_its_constants_and_no_others() {
-        let whole = Algorithm::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, scale_decay_by_lr: true };
-        assert_eq!(adamw().algorithm(), Ok(whole));
-        assert_eq!(
-            refusal(&OptimizerRecipe { eps: None, ..adamw() }),
-            "optimizer.eps = (missing): this optimizer needs it"
-        );
-        let foreign = OptimizerRecipe { momentum: Some(0.9), ..adamw() };
-        assert_eq!(
-            refusal(&foreign),
-            "optimizer.momentum = 0.9: this optimizer has no such constant; leave it out"
-        );
-        let lion = OptimizerRecipe { name: OptimizerName::Lion, eps: None, ..adamw() };
-        assert!(refusal(&lion).starts_with("optimizer.scale_decay_by_lr = true: this optimizer has no"));
-        let sgd = OptimizerRecipe {
-            name: OptimizerName::Sgd,
-            beta1: None,
-            beta2: None,
-            eps: None,
-            scale_decay_by_lr: None,
-            momentum: Some(0.0),
-            nesterov: Some(false),
-            ..adamw()
-        };
-        assert_eq!(sgd.algorithm(), Ok(Algorithm::Sgd { momentum: 0.0, nesterov: false }));
-        assert!(refusal(&OptimizerRecipe { nesterov: Some(true), ..sgd }).contains("momentum above 0"));
+        let adamw = Algorithm::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, scale_decay_by_lr: true };
+        for (text, algorithm) in [
+            (ADAMW, adamw),
+            (SGD, Algorithm::Sgd { momentum: 0.9, nesterov: true }),
+            (LION, Algorithm::Lion { beta1: 0.9, beta2: 0.99 }),
+            (LAMB, Algorithm::Lamb { beta1: 0.9, beta2: 0.99, eps: 1e-6 }),
+        ] {
+            let recipe = read(text).unwrap();
+            assert_eq!((recipe.algorithm, recipe.layer_decay), (algorithm, None));
+            assert!(!recipe.decay_weights_only);
+            assert_eq!(wrong(|faults| recipe.check(faults)), [""; 0]);
+            assert_eq!(read(&toml::to_string(&recipe).unwrap()).unwrap(), recipe);
+        }
+        for (text, words) in [
+            (ADAMW.replace("eps = 1e-8\n", ""), "missing field `eps`"),
+            (ADAMW.replace("lr = 1e-3\n", ""), "missing field `lr`"),
+            (ADAMW.replace("name = \"adamw\"\n", ""), "missing field `name`"),
+            (ADAMW.to_owned() + "momentum = 0.9", "unknown field `momentum`"),
+            (ADAMW.to_owned() + "decay_weight_only = true", "unknown field `decay_weight_only`"),
+            (LION.to_owned() + "scale_decay_by_lr = true", "unknown field `scale_decay_by_lr`"),
+            (SGD.replace("sgd", "sdg"), "unknown variant `sdg`"),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.message().contains(words), "{text}: {error}");
+        }
     }
 
     #[test]
     fn constants_have_ranges() {
-        for (recipe, field) in [
-            (OptimizerRecipe { beta1: Some(1.0), ..adamw() }, "optimizer.beta1"),
-            (OptimizerRecipe { eps: Some(0.0), ..adamw() }, "optimizer.eps"),
-            (OptimizerRecipe { lr: f64::NAN, ..adamw() }, "optimizer.lr"),
-            (OptimizerRecipe { weight_decay: -1.0, ..adamw() }, "optimizer.weight_decay"),
-            (OptimizerRecipe { layer_decay: Some(1.5), ..adamw() }, "optimizer.layer_decay"),
+        for (text, from, to, field) in [
+            (ADAMW, "0.9\n", "1.0\n", "optimizer.beta1"),
+            (LAMB, "0.99", "nan", "optimizer.beta2"),
+            (LION, "0.99", "-0.1", "optimizer.beta2"),
+            (ADAMW, "1e-8", "0.0", "optimizer.eps"),
+            (ADAMW, "lr = 1e-3", "lr = nan", "optimizer.lr"),
+            (ADAMW, "weight_decay = 0.05", "weight_decay = -1", "optimizer.weight_decay"),
+            (ADAMW, "lr = 1e-3", "lr = 1e-3\nlayer_decay = 1.5", "optimizer.layer_decay"),
+            (SGD, "0.9", "0.0", "optimizer.nesterov"),
         ] {
-            assert!(refusal(&recipe).starts_with(field), "{}", refusal(&recipe));
+            let recipe = read(&text.replacen(from, to, 1)).unwrap();
+            assert_eq!(wrong(|faults| recipe.check(faults)), [field]);
         }
+        let rollback = RollbackRecipe { times: 0, lr_factor: 0.0 };
+        assert_eq!(wrong(|faults| rollback.check(faults)), ["rollback.times", "rollback.lr_factor"]);
+        assert_eq!(wrong(|faults| EmaRecipe { decay: 1.0, warmup: true }.check(faults)), ["ema.decay"]);
     }
 
     #[test]
     fn schedules_are_read_by_name_and_have_ranges() {
         let read = |text: &str| {
-            let mut faults = Faults::default();
-            toml::from_str::<Schedule>(text).map(|schedule| schedule.check(10, &mut faults))?;
-            Ok::<_, toml::de::Error>(faults.0.into_iter().map(|fault| fault.field).collect::<Vec<_>>())
+            let schedule = toml::from_str::<Schedule>(text)?;
+            Ok::<_, toml::de::Error>(wrong(|faults| schedule.check(10, faults)))
         };
         let one_cycle = "name = \"one_cycle\"\npct_start = 0.3\ndiv_factor = 25.0\nfinal_div_factor = 1e4\n";
         for good in [
@@ -424,8 +340,12 @@ mod tests {
             ("name = \"piecewise_linear\"\npoints = []", "schedule.points"),
             ("name = \"harmonic_warmup_cosine\"\nwarmup_epochs = 11", "schedule.warmup_epochs"),
             ("name = \"warmup_cosine\"\nwarmup = 1.0", "schedule.warmup"),
+            (
+                &format!("{}anneal_strategy = \"linear\"", one_cycle.replace("25.0", "0.5")),
+                "schedule.div_factor",
+            ),
         ] {
-            assert_eq!(read(bad), Ok(vec![field]), "{bad}");
+            assert_eq!(read(bad), Ok(vec![field.to_owned()]), "{bad}");
         }
         assert!(read("name = \"constant\"\nwarmup = 1").is_err());
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use run_record::{Recipe, RunRecord};
+use run_record::{Recipe, RecipeErrors, RunRecord};
 
 const RECORD: &str = r#"{
   "format": 1,
@@ -19,6 +19,47 @@ const RECORD: &str = r#"{
   "weights_sha256": null, "command": ["train"], "trainer_version": "0.1.0", "cpu": "some"
 }"#;
 
+/// Every optional table that can stand beside the others.
+const TABLES: &str = r#"
+[train.bce]
+sum = true
+target_thresh = 0.2
+[data.resize]
+interpolation = "bicubic"
+crop_pct = 0.875
+[augment.resized_crop]
+scale = [0.8, 1.0]
+ratio = [0.75, 1.3333]
+interpolation = "random"
+[augment.policy]
+name = "rand-m9-mstd0.5-inc1"
+first = true
+[augment.color_jitter]
+brightness = 0.4
+contrast = 0.4
+saturation = 0.4
+hue = 0.1
+[augment.erasing]
+prob = 0.25
+mode = "pixel"
+count = 1
+[augment.mixup]
+alpha = 0.8
+[augment.cutmix]
+minmax = [0.2, 0.8]
+[augment.mix]
+prob = 1.0
+switch_prob = 0.5
+mode = "batch"
+off_epoch = 175
+[ema]
+decay = 0.9999
+warmup = true
+[rollback]
+times = 3
+lr_factor = 0.5
+"#;
+
 /// The recipes that come with the project, and one with every table.
 fn recipes() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
@@ -32,7 +73,7 @@ fn recipes() -> Vec<String> {
     }
     let weights =
         format!("[initial_weights]\nfile = \"best.safetensors\"\nsha256 = \"{}\"\n", "0a".repeat(32));
-    let last = recipes[0].clone() + "\n" + &weights;
+    let last = recipes[0].clone() + "\n" + TABLES + &weights;
     recipes.push(last);
     recipes
 }
@@ -124,10 +165,17 @@ fn check_recipe(text: &str) -> Result<(), TestCaseError> {
         Ok(recipe) => {
             prop_assert!(recipe.validate().is_ok());
             let written = toml::to_string(&recipe).map_err(|error| TestCaseError::fail(error.to_string()))?;
-            let again = Recipe::parse(&written).map_err(TestCaseError::fail)?;
+            let again = Recipe::parse(&written).map_err(|error| TestCaseError::fail(error.to_string()))?;
             prop_assert_eq!(toml::to_string(&again).ok(), Some(written)); // a field may be NaN, unlike itself
         }
-        Err(error) => prop_assert!(!error.is_empty()),
+        Err(RecipeErrors(faults)) => {
+            prop_assert!(!faults.is_empty());
+            let lines = text.matches('\n').count() + 1;
+            prop_assert!(
+                faults.iter().all(|fault| fault.line.is_none_or(|line| (1..=lines).contains(&line)))
+            );
+            prop_assert!(faults.iter().all(|fault| !fault.remedy.is_empty()));
+        }
     }
     Ok(())
 }

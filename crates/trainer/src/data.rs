@@ -6,16 +6,15 @@ use std::sync::Arc;
 use std::thread;
 
 use data_cifar::{
-    ChannelStats, DataError, Dataset, Folder, FolderIndex, FolderOptions, FolderProgress, ImageSet,
-    PartLabels, Skipped, list_folder,
+    ChannelStats, DataError, Dataset, Folder, FolderIndex, FolderProgress, ImageSet, PartLabels, Skipped,
+    list_folder,
 };
-use run_record::{DataRecipe, DatasetName, FolderRecipe, Normalize, Recipe, ValidationFrom, first_few};
+use run_record::{DataRecipe, DatasetName, HeldOut, Normalize, Recipe, Validation, first_few};
 use serde::Serialize;
 use tch::Device;
 
 use crate::Error;
 use crate::memory;
-use crate::presentation::filter;
 use crate::signals::Stop;
 
 /// Decoded batches that wait for the network.
@@ -143,7 +142,8 @@ fn list_pictures(recipe: &Recipe, data_dir: Option<&Path>, purpose: Purpose) -> 
         Purpose::Training => None,
         Purpose::Evaluation(classes) => Some(classes),
     };
-    let folder = list_folder(root, &folder_options(options), classes)?;
+    let memory = memory::limit().map_or(u64::MAX, |limit| limit.bytes);
+    let folder = list_folder(root, options, classes)?.with_memory(memory);
     let mut notes = folder.notes().to_vec();
     let passed_over: Vec<String> = folder.ignored().iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     if !passed_over.is_empty() {
@@ -184,10 +184,10 @@ impl Parts {
             (Err(_), Purpose::Evaluation(_)) => (0..images - own, images - own..images),
             (divided, _) => divided?,
         };
-        if own > 0 && recipe.validation_from != ValidationFrom::Folder {
+        if own > 0 && recipe.validation != Validation::Folder {
             notes.push(format!(
                 "the folder has a validation part of its own ({own} images), which is used; \
-                 data.validation_from = \"folder\" says so in the recipe"
+                 data.validation = \"folder\" says so in the recipe"
             ));
         }
         Ok(Self { train, validation, labels })
@@ -226,10 +226,7 @@ impl Parts {
             refuse(format!("there is no picture to test on; {remedy}"));
         }
         if self.validation.is_empty() {
-            refuse(
-                "there is no picture to validate on; set data.validation_fraction or data.validation_count"
-                    .into(),
-            );
+            refuse("there is no picture to validate on; hold some out with data.validation".into());
         }
         let counts = self.counts(class_names);
         let without = |count: fn(&ClassCounts) -> usize| {
@@ -239,7 +236,9 @@ impl Parts {
         let untrained = without(|class| class.train);
         if !untrained.is_empty() {
             let remedy = match is_folder {
-                true => "add pictures, or set lower shares (folder.test_fraction, data.validation_fraction)",
+                true => {
+                    "add pictures, or set lower shares (folder.test_fraction, data.validation.end.fraction)"
+                }
                 false => "hold fewer out for validation",
             };
             refuse(format!(
@@ -373,15 +372,10 @@ impl Source {
     /// # Errors
     /// No image to take statistics of.
     pub fn normalization(&self, recipe: &DataRecipe) -> Result<ChannelStats, Error> {
-        Ok(match (recipe.normalize, recipe.mean, recipe.std) {
-            (Normalize::Unit, ..) => ChannelStats::UNIT,
-            (Normalize::Adapt, ..) => self.channel_stats()?,
-            (Normalize::Fixed, Some(mean), Some(std)) => ChannelStats::from_unit_scale(mean, std),
-            (Normalize::Fixed, ..) => {
-                return Err(Error::Usage(
-                    "data.normalize = \"fixed\" needs data.mean and data.std".to_owned(),
-                ));
-            }
+        Ok(match recipe.normalize {
+            Normalize::Unit => ChannelStats::UNIT,
+            Normalize::Adapt => self.channel_stats()?,
+            Normalize::Fixed { mean, std } => ChannelStats::from_unit_scale(mean, std),
         })
     }
 
@@ -392,25 +386,6 @@ impl Source {
     pub fn channel_stats(&self) -> Result<ChannelStats, Error> {
         let (train, _) = self.sets(Device::Cpu)?;
         Ok(train.channel_stats()?)
-    }
-}
-
-fn folder_options(recipe: &FolderRecipe) -> FolderOptions {
-    use data_cifar::{CropMode, OnError};
-    FolderOptions {
-        side: recipe.stored_size,
-        crop_mode: match recipe.crop_mode {
-            run_record::CropMode::Center => CropMode::Center,
-            run_record::CropMode::Squash => CropMode::Squash,
-            run_record::CropMode::Border => CropMode::Border { fill: [0; 3] },
-        },
-        filter: filter(recipe.interpolation),
-        on_error: match recipe.on_error {
-            run_record::OnError::Skip => OnError::Skip,
-            run_record::OnError::Fail => OnError::Fail,
-        },
-        test_fraction: recipe.test_fraction.unwrap_or_default(),
-        memory: memory::limit().map_or(u64::MAX, |limit| limit.bytes),
     }
 }
 
@@ -425,27 +400,33 @@ fn threads() -> usize {
 /// # Errors
 /// More held out than there is, or a folder's part that is not there.
 fn split(recipe: &DataRecipe, images: usize, own: usize) -> Result<(Range<usize>, Range<usize>), Error> {
-    let wrong = |key: &str, problem: &str| Error::Usage(format!("data.{key}: {problem}"));
-    let from = match (recipe.validation_from, own) {
+    let (end, held_out) = match (recipe.validation, own) {
         (_, 1..) => return Ok((0..images - own, images - own..images)),
-        (ValidationFrom::Folder, 0) => {
-            let remedy = "there is no directory val with pictures in classes; --set data.validation_from=end \
-                          --set data.validation_fraction=0.1 holds a tenth of the training pictures out";
-            return Err(wrong("validation_from", remedy));
+        (Validation::Folder, 0) => {
+            return Err(Error::Usage(
+                "data.validation: there is no directory val with pictures in classes; \
+                 --set data.validation.end.fraction=0.1 holds a tenth of the training pictures out"
+                    .to_owned(),
+            ));
         }
-        (ValidationFrom::Start, 0) => data_cifar::ValidationFrom::Start,
-        (ValidationFrom::End, 0) => data_cifar::ValidationFrom::End,
+        (Validation::Start(held_out), 0) => ("start", held_out),
+        (Validation::End(held_out), 0) => ("end", held_out),
     };
-    let (key, count) = match (recipe.validation_count, recipe.validation_fraction) {
-        (Some(count), _) => (format!("validation_count = {count}"), count),
+    let (key, count) = match held_out {
+        HeldOut::Count(count) => (format!("count = {count}"), count),
         // Of very few images one at least, or nothing could be validated.
-        (None, share) => {
-            let share = share.unwrap_or_default();
-            let count = (images as f64 * share).round() as usize;
-            (format!("validation_fraction = {share}"), count.max(1))
+        HeldOut::Fraction(share) => {
+            (format!("fraction = {share}"), ((images as f64 * share).round() as usize).max(1))
         }
     };
-    data_cifar::split(images, from, count).map_err(|error| wrong(&key, &error.to_string()))
+    match end {
+        _ if count >= images => Err(Error::Usage(format!(
+            "data.validation.{end}.{key}: cannot hold out {count} of {images} images for validation: none would be \
+             left to train on"
+        ))),
+        "start" => Ok((count..images, 0..count)),
+        _ => Ok((0..images - count, images - count..images)),
+    }
 }
 
 /// One part of a data set on the device: which images of `set`, in order.
@@ -478,14 +459,17 @@ mod tests {
     fn validation_is_cut_by_count_share_or_folder_and_by_one_of_them_only() {
         let cut = |sets: &[&str], images, own| split(&recipe(sets).data, images, own);
         assert_eq!(cut(&[], 50_000, 0).unwrap(), (0..40_000, 40_000..50_000));
-        let share = ["data.validation_count=", "data.validation_fraction=0.1", "data.validation_from=start"];
+        let share = ["data.validation.end=", "data.validation.start.fraction=0.1"];
         assert_eq!(cut(&share, 1234, 0).unwrap(), (123..1234, 0..123));
         assert_eq!(cut(&share, 3, 0).unwrap(), (1..3, 0..1));
         let too_many = cut(&[], 10_000, 0).unwrap_err().to_string();
-        assert!(too_many.contains("data.validation_count") && too_many.contains("10000"), "{too_many}");
+        assert!(
+            too_many.starts_with("data.validation.end.count = 10000: cannot hold out 10000 of"),
+            "{too_many}"
+        );
         assert_eq!(cut(&[], 50_000, 7).unwrap(), (0..49_993, 49_993..50_000));
         let mut folder = recipe(&[]).data;
-        (folder.validation_from, folder.validation_count) = (ValidationFrom::Folder, None);
+        folder.validation = Validation::Folder;
         assert_eq!(split(&folder, 100, 7).unwrap(), (0..93, 93..100));
         assert!(split(&folder, 100, 0).unwrap_err().to_string().contains("there is no directory val"));
     }

@@ -1,6 +1,6 @@
 //! What training makes small.
 
-use run_record::TrainRecipe;
+use run_record::{Bce, TrainRecipe};
 use tch::{Kind, Reduction, Tensor};
 
 use crate::Error;
@@ -20,12 +20,9 @@ pub fn loss(
 ) -> Result<Tensor, Error> {
     // Losses need the range and the digits of f32, whatever the network computes in.
     let logits = logits.f_to_kind(Kind::Float)?;
-    match recipe.loss {
-        None | Some(run_record::Loss::CrossEntropy) => cross_entropy(&logits, targets, smoothing),
-        Some(run_record::Loss::Bce) => {
-            let sum = recipe.bce_sum.unwrap_or_default();
-            binary_cross_entropy(&logits, targets, smoothing, recipe.bce_target_thresh, sum)
-        }
+    match recipe.bce {
+        None => cross_entropy(&logits, targets, smoothing),
+        Some(bce) => binary_cross_entropy(&logits, targets, smoothing, bce),
     }
 }
 
@@ -38,8 +35,7 @@ fn binary_cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
     smoothing: f64,
-    threshold: Option<f64>,
-    sum_classes: bool,
+    Bce { sum, target_thresh }: Bce,
 ) -> Result<Tensor, Error> {
     let classes = logits.size().last().copied().unwrap_or(1);
     let shares = match targets.dim() {
@@ -47,13 +43,13 @@ fn binary_cross_entropy(
         _ => targets.shallow_clone(),
     };
     let mut shares = shares * (1.0 - smoothing) + smoothing / classes as f64;
-    if let Some(threshold) = threshold {
+    if let Some(threshold) = target_thresh {
         shares = shares.f_gt(threshold)?.f_to_kind(Kind::Float)?;
     }
     let none: Option<Tensor> = None;
     let mean =
         logits.f_binary_cross_entropy_with_logits(&shares, none.as_ref(), none.as_ref(), Reduction::Mean)?;
-    Ok(if sum_classes { mean * classes as f64 } else { mean })
+    Ok(if sum { mean * classes as f64 } else { mean })
 }
 
 #[cfg(test)]
@@ -79,8 +75,9 @@ mod tests {
     #[test]
     fn binary_cross_entropy_looks_at_every_class_by_itself() {
         let label = Tensor::from_slice(&[1i64]);
-        let of = |smoothing, threshold, sum| {
-            binary_cross_entropy(&logits(), &label, smoothing, threshold, sum).unwrap().double_value(&[])
+        let of = |smoothing, target_thresh, sum| {
+            let bce = Bce { sum, target_thresh };
+            binary_cross_entropy(&logits(), &label, smoothing, bce).unwrap().double_value(&[])
         };
         // Sigmoids 1/2 and 3/4.
         let (first, second) = (
@@ -97,7 +94,8 @@ mod tests {
             assert!((got - want).abs() < 1e-6, "{got} {want}");
         }
         let shares = Tensor::from_slice(&[0.25f32, 0.75]).reshape([1, 2]);
-        let soft = binary_cross_entropy(&logits(), &shares, 0.0, None, false).unwrap().double_value(&[]);
+        let mean = Bce { sum: false, target_thresh: None };
+        let soft = binary_cross_entropy(&logits(), &shares, 0.0, mean).unwrap().double_value(&[]);
         assert!((soft - want(0.25, 0.75)).abs() < 1e-6);
     }
 }

@@ -91,10 +91,9 @@ impl Optimizer {
     /// (timm's `param_groups_layer_decay`).
     ///
     /// # Errors
-    /// A constant that the optimiser lacks or has no use for, or libtorch's refusal.
+    /// libtorch's refusal.
     pub fn new(vs: &VarStore, architecture: &Architecture, recipe: &OptimizerRecipe) -> Result<Self, Error> {
-        let algorithm = recipe.algorithm().map_err(|error| Error::Usage(error.to_string()))?;
-        let weights_only = recipe.decay_weights_only.unwrap_or(false);
+        let algorithm = recipe.algorithm;
         let tensors: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
         let names: Vec<String> = tensors.keys().cloned().collect();
         let layers = architecture.layer_ids(&names)?;
@@ -105,7 +104,7 @@ impl Optimizer {
             if !tensor.requires_grad() {
                 continue;
             }
-            let decays = !weights_only || is_weight(&name, &tensor, architecture.embeddings);
+            let decays = !recipe.decay_weights_only || is_weight(&name, &tensor, architecture.embeddings);
             let (depth, lr_factor) = match recipe.layer_decay {
                 Some(decay) => (layer, decay.powf((last - layer) as f64)),
                 None => (0, 1.0),

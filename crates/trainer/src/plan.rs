@@ -324,10 +324,10 @@ fn has_lone_part(batch: usize, parts: usize) -> bool {
 
 /// Bytes of a network's weights, their gradients, what the optimiser keeps of them, and their average.
 fn network_bytes(recipe: &Recipe, architecture: &Architecture) -> u64 {
-    let kept = match recipe.optimizer.algorithm() {
-        Ok(Algorithm::Sgd { momentum: 0.0, .. }) => 0,
-        Ok(Algorithm::Sgd { .. } | Algorithm::Lion { .. }) => 1,
-        _ => 2,
+    let kept = match recipe.optimizer.algorithm {
+        Algorithm::Sgd { momentum: 0.0, .. } => 0,
+        Algorithm::Sgd { .. } | Algorithm::Lion { .. } => 1,
+        Algorithm::AdamW { .. } | Algorithm::Lamb { .. } => 2,
     };
     4 * architecture.params * (2 + kept + u64::from(recipe.ema.is_some()))
 }

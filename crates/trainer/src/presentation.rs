@@ -1,10 +1,7 @@
 //! How a recipe's images are shown to a network: the recipe's words turned into a pipeline.
 
-use data_cifar::{
-    Augmentation, Augmented, ChannelStats, ColorJitter, Cut, Draw, Filter, ImageSet, Mix, Normalizer,
-    Pipeline, Policy, RandomErasing, RandomResizedCrop,
-};
-use run_record::{AugmentRecipe, CropOffset, EraseMode, Interpolation, MixMode, Recipe, TrainInterpolation};
+use data_cifar::{Augmented, ChannelStats, Draw, ImageSet, Normalizer, Pipeline, draw_mixings};
+use run_record::Recipe;
 use tch::{Device, Tensor};
 use torch_ext::channels_last;
 
@@ -14,9 +11,6 @@ use crate::Error;
 #[derive(Debug)]
 pub struct Presentation {
     pipeline: Pipeline,
-    mix: Option<Mix>,
-    /// The last epoch that mixes.
-    mix_until: u64,
     num_classes: i64,
     label_smoothing: f64,
     /// How often each image follows itself in an epoch.
@@ -43,7 +37,7 @@ impl Presentation {
     /// The recipe's, for so many classes, with the statistics to normalise by.
     ///
     /// # Errors
-    /// A policy there is not, or libtorch's refusal to place the statistics on the device.
+    /// libtorch's refusal to place the statistics on the device.
     pub fn new(
         recipe: &Recipe,
         stats: &ChannelStats,
@@ -51,18 +45,14 @@ impl Presentation {
         device: Device,
     ) -> Result<Self, Error> {
         let Recipe { data, augment, train, .. } = recipe;
-        let off = augment.mixup_off_epoch.unwrap_or_default();
         Ok(Self {
             pipeline: Pipeline {
                 normalizer: Normalizer::new(stats, device)?,
                 image_size: data.image_size,
-                interpolation: data.interpolation.map(filter),
-                crop_pct: data.crop_pct.unwrap_or(1.0),
-                augmentation: augmentation(augment)?,
+                resize: data.resize,
+                augment: augment.clone(),
                 fill: stats.mean.map(|mean| mean.round().clamp(0.0, 255.0) as u8),
             },
-            mix: mix(augment)?,
-            mix_until: if off == 0 { u64::MAX } else { off.into() },
             num_classes,
             label_smoothing: train.label_smoothing,
             repeats: augment.aug_repeats.unwrap_or(1),
@@ -95,83 +85,19 @@ impl Presentation {
 
     fn shown(&self, batch: Augmented, draw: Draw) -> Result<Shown, Error> {
         let Augmented { images, labels, indices, number } = batch;
-        let Some(mix) = self.mix.as_ref().filter(|_| draw.epoch <= self.mix_until) else {
+        let Pipeline { augment, image_size, .. } = &self.pipeline;
+        if !augment.mixes(draw.epoch) {
             let (images, smoothing) = (channels_last(&images)?, self.label_smoothing);
             let targets = labels.shallow_clone();
             return Ok(Shown { images, targets, smoothing, labels, number });
-        };
-        let size = (self.pipeline.image_size, self.pipeline.image_size);
-        let mixings = mix.draw(draw.seed, draw.epoch, number, &indices, size);
+        }
+        let size = (*image_size, *image_size);
+        let mixings = draw_mixings(augment, draw.seed, draw.epoch, number, &indices, size);
         let (images, targets) =
             data_cifar::mix(&images, &labels, &mixings, self.num_classes, self.label_smoothing)?;
         let labels = targets.f_argmax(1, false)?;
         Ok(Shown { images: channels_last(&images)?, targets, smoothing: 0.0, labels, number })
     }
-}
-
-/// PIL's filter of a name.
-pub fn filter(interpolation: Interpolation) -> Filter {
-    match interpolation {
-        Interpolation::Bilinear => Filter::Bilinear,
-        Interpolation::Bicubic => Filter::Bicubic,
-    }
-}
-
-fn augmentation(recipe: &AugmentRecipe) -> Result<Augmentation, Error> {
-    let cut = match (recipe.crop_from, recipe.padding, recipe.scale) {
-        (Some(from), ..) => {
-            Some(Cut::Enlarged { from, per_image: recipe.crop_offset == Some(CropOffset::Image) })
-        }
-        (_, Some(padding), _) => Some(Cut::Padded(padding)),
-        (_, _, Some(scale)) => {
-            let [narrow, wide] = recipe.ratio.unwrap_or([1.0; 2]);
-            let interpolation = match recipe.train_interpolation {
-                Some(TrainInterpolation::Bilinear) | None => data_cifar::Interpolation::Bilinear,
-                Some(TrainInterpolation::Bicubic) => data_cifar::Interpolation::Bicubic,
-                Some(TrainInterpolation::Random) => data_cifar::Interpolation::Random,
-            };
-            let ratio = (narrow, wide);
-            Some(Cut::Resized(RandomResizedCrop { scale: scale.into(), ratio, interpolation }))
-        }
-        (None, None, None) => None,
-    };
-    let policy = recipe.aa.as_deref().map(Policy::parse).transpose();
-    Ok(Augmentation {
-        cut,
-        hflip: recipe.hflip,
-        vflip: recipe.vflip.unwrap_or_default(),
-        policy: policy.map_err(|error| Error::Usage(format!("augment.aa: {error}")))?,
-        policy_first: recipe.aa_first.unwrap_or_default(),
-        color_jitter: recipe.color_jitter.map(|[b, c, s, h]| ColorJitter::new(b, c, s, h)).transpose()?,
-        rotation_degrees: recipe.rotation_degrees,
-        zoom: recipe.zoom,
-        erasing: recipe.reprob.map(|reprob| {
-            let mode = match recipe.remode {
-                Some(EraseMode::Const) | None => data_cifar::EraseMode::Const,
-                Some(EraseMode::Rand) => data_cifar::EraseMode::Rand,
-                Some(EraseMode::Pixel) => data_cifar::EraseMode::Pixel,
-            };
-            RandomErasing::timm(reprob, mode, recipe.recount.unwrap_or(1))
-        }),
-    })
-}
-
-fn mix(recipe: &AugmentRecipe) -> Result<Option<Mix>, Error> {
-    let (Some(mixup), Some(cutmix)) = (recipe.mixup, recipe.cutmix) else { return Ok(None) };
-    let mix = Mix {
-        mixup,
-        cutmix,
-        cutmix_minmax: recipe.cutmix_minmax.map(Into::into),
-        mixup_prob: recipe.mixup_prob.unwrap_or(1.0),
-        mixup_switch_prob: recipe.mixup_switch_prob.unwrap_or(0.5),
-        mode: match recipe.mixup_mode {
-            Some(MixMode::Batch) | None => data_cifar::MixMode::Batch,
-            Some(MixMode::Pair) => data_cifar::MixMode::Pair,
-            Some(MixMode::Elem) => data_cifar::MixMode::Elem,
-        },
-    };
-    mix.validate()?;
-    Ok(Some(mix))
 }
 
 #[cfg(test)]
@@ -220,12 +146,12 @@ mod tests {
     #[test]
     fn mixed_batches_have_shares_of_classes_until_the_last_epoch_that_mixes() {
         let mixing = [
-            "augment.mixup=0.8",
-            "augment.cutmix=1.0",
-            "augment.mixup_prob=1.0",
-            "augment.mixup_switch_prob=0.5",
-            "augment.mixup_mode=batch",
-            "augment.mixup_off_epoch=2",
+            "augment.mixup.alpha=0.8",
+            "augment.cutmix.alpha=1.0",
+            "augment.mix.prob=1.0",
+            "augment.mix.switch_prob=0.5",
+            "augment.mix.mode=batch",
+            "augment.mix.off_epoch=2",
         ];
         let recipe = recipe("cct_reference", &mixing);
         let presentation = Presentation::new(&recipe, &ChannelStats::UNIT, 10, Device::Cpu).unwrap();
@@ -246,13 +172,5 @@ mod tests {
             // Smoothed, no class has nothing.
             assert!((shown.targets.min().double_value(&[]) - 0.01).abs() < 1e-6);
         }
-    }
-
-    #[test]
-    fn a_policy_there_is_not_is_named() {
-        let recipe = recipe("cct_reference", &["augment.aa=rand-m9-x1"]);
-        let message =
-            Presentation::new(&recipe, &ChannelStats::UNIT, 10, Device::Cpu).unwrap_err().to_string();
-        assert!(message.contains("augment.aa") && message.contains('x'), "{message}");
     }
 }

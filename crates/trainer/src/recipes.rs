@@ -156,7 +156,9 @@ fn presets(root: &Path) -> Result<Vec<String>, Error> {
 
 fn parse(file: &Path) -> Result<Recipe, Error> {
     let text = fs::read_to_string(file).map_err(Error::io(file))?;
-    Recipe::parse(&text).map_err(|problem| Error::Usage(format!("{}: {problem}", file.display())))
+    Recipe::parse(&text).map_err(|errors| {
+        Error::several(errors.in_file(file).0.into_iter().map(|fault| Error::Usage(fault.to_string())))
+    })
 }
 
 /// The recipe with another network and with values replaced.
@@ -188,9 +190,12 @@ fn change(recipe: &Recipe, model: Option<&str>, sets: &[String]) -> Result<Recip
     })?;
     recipe.validate().map_err(|RecipeErrors(faults)| {
         Error::several(faults.into_iter().map(|fault| {
-            let guilty = sets
-                .iter()
-                .filter(|set| set.split_once('=').is_some_and(|(key, _)| key.trim() == fault.field));
+            // What was set may be the value, or the table it is in.
+            let within = |key: &str| {
+                fault.field.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            let guilty =
+                sets.iter().filter(|set| set.split_once('=').is_some_and(|(key, _)| within(key.trim())));
             Error::Usage(blamed(guilty, &fault))
         }))
     })?;
@@ -213,7 +218,7 @@ fn assign(table: &mut Table, sets: &[String]) -> Result<(), Error> {
         if matches!(key, "model" | "model.name") {
             return Err(wrong("the network is chosen with --model"));
         }
-        // Nothing is no value: the key goes away.
+        // Nothing is no value: the key, or the whole table, goes away.
         let value = value.trim();
         parsed.push((assignment, key, (!value.is_empty()).then(|| literal(value))));
     }
@@ -289,7 +294,7 @@ fn remove(table: &mut Table, path: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use run_record::{FieldValue, Schedule};
+    use run_record::{Cutmix, FieldValue, HeldOut, Mixup, Schedule, Validation};
 
     fn root() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -328,7 +333,7 @@ mod tests {
         assert_eq!(recipe.model.name, "convmixer_reference");
         assert_eq!(recipe.optimizer.lr, 1.0);
         // Another schedule, in any order, and back.
-        let cosine = Schedule::WarmupCosine { warmup: 0.1, tutorial_steps: None };
+        let cosine = Schedule::WarmupCosine { warmup: 0.1, tutorial_steps: false };
         for sets in [
             ["schedule.name=warmup_cosine", "schedule.warmup=0.1"],
             ["schedule.warmup=0.1", "schedule.name=warmup_cosine"],
@@ -369,13 +374,68 @@ mod tests {
 
     #[test]
     fn a_key_without_value_is_taken_away() {
-        let recipe = reference(&["data.validation_count=", "data.validation_fraction=0.25"]).unwrap();
-        assert_eq!((recipe.data.validation_count, recipe.data.validation_fraction), (None, Some(0.25)));
+        let recipe = reference(&["data.validation.start=", "data.validation.end.fraction=0.25"]).unwrap();
+        assert_eq!(recipe.data.validation, Validation::End(HeldOut::Fraction(0.25)));
         for set in ["augment.zoom=", "nowhere.at.all=", "train.epochs.x="] {
             let message = reference(&[set]).unwrap_err().to_string();
             assert!(message.starts_with(&format!("--set {set}: there is no ")), "{message}");
         }
         assert!(reference(&["train.epochs="]).unwrap_err().to_string().contains("missing field `epochs`"));
+    }
+
+    #[test]
+    fn tables_are_made_changed_and_taken_away() {
+        let mixup = reference(&["augment.mixup.alpha=0.2"]).unwrap();
+        assert_eq!(mixup.augment.mixup, Some(Mixup { alpha: 0.2 }));
+        let both = reference(&["augment.mixup={ alpha = 0.2 }", "augment.cutmix.minmax=[0.2, 0.8]"]).unwrap();
+        assert_eq!(
+            (both.augment.mixup, both.augment.cutmix),
+            (mixup.augment.mixup, Some(Cutmix::Minmax([0.2, 0.8])))
+        );
+        let changed = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+            change(&both, None, &sets).map(|recipe| recipe.augment)
+        };
+        let augment = changed(&["augment.mixup.alpha=1", "augment.cutmix="]).unwrap();
+        assert_eq!((augment.mixup, augment.cutmix), (Some(Mixup { alpha: 1.0 }), None));
+        assert_eq!(changed(&["augment.mixup=", "augment.cutmix="]).unwrap(), reference(&[]).unwrap().augment);
+        for (set, words) in [
+            ("augment.erasing.prob=0.5", "--set augment.erasing.prob=0.5: missing field `mode`"),
+            ("augment.cutmix.alpha=1", "--set augment.cutmix.alpha=1: "),
+            (
+                "augment.mixup={ alpha = 0 }",
+                "--set augment.mixup={ alpha = 0 }: augment.mixup.alpha = 0: 0.001 to 1000",
+            ),
+            ("augment.mixup.beta=1", "--set augment.mixup.beta=1: unknown field `beta`"),
+            (
+                "augment.policy.name=foo",
+                "--set augment.policy.name=foo: augmentation policy \"foo\": \"foo\" is not known",
+            ),
+        ] {
+            let message = changed(&[set]).unwrap_err().to_string();
+            assert!(message.starts_with(words), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_is_named_with_every_line_that_is_wrong() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("own.toml");
+        let text = to_toml(&reference(&[]).unwrap()).unwrap();
+        fs::write(&path, text.replace("epochs = 10", "epochs = 0").replace("hflip = 0.5", "hflip = 7"))
+            .unwrap();
+        let error = from_file(&path, None, &[]).unwrap_err();
+        let lines = error.to_string();
+        let lines: Vec<&str> = lines.lines().collect();
+        assert_eq!((lines.len(), error.exit_code()), (2, 2));
+        for (line, words) in
+            lines.iter().zip(["augment.hflip = 7: a probability", "train.epochs = 0: 1 to 100000"])
+        {
+            assert!(
+                line.starts_with(&format!("{}: line ", path.display())) && line.contains(words),
+                "{line}"
+            );
+        }
     }
 
     #[test]

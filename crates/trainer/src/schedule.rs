@@ -55,11 +55,10 @@ impl LearningRate {
         match &self.schedule {
             Schedule::Constant {} => base,
             Schedule::WarmupCosine { warmup, tutorial_steps } => {
-                let tutorial_steps = tutorial_steps.unwrap_or_default();
-                let steps = self.steps(tutorial_steps);
+                let steps = self.steps(*tutorial_steps);
                 let warm = (warmup * steps as f64).floor() as u64;
                 // Otherwise the two zeros lie before the first update and after the last: a run may have few.
-                let shift = u64::from(!tutorial_steps);
+                let shift = u64::from(!*tutorial_steps);
                 warmup_cosine(step.saturating_add(shift), warm + shift, steps + shift, base)
             }
             Schedule::Cosine { min_lr, warmup_lr, warmup_epochs, cooldown_epochs, on_updates } => {
@@ -98,7 +97,7 @@ impl LearningRate {
         let still = (0..u64::from(self.epochs)).filter(stands_still).count();
         let Self { images, batch_size, epochs, .. } = self;
         match self.schedule {
-            Schedule::WarmupCosine { tutorial_steps: Some(true), .. } if still > 0 => {
+            Schedule::WarmupCosine { tutorial_steps: true, .. } if still > 0 => {
                 let steps = self.steps(true);
                 Err(Error::Usage(format!(
                     "schedule.tutorial_steps = true: {images} images in batches of {batch_size} count as {steps} steps in \

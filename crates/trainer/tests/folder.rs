@@ -19,26 +19,18 @@ on_error = "skip"
 test_fraction = 0.2
 [data]
 image_size = 8
-interpolation = "bilinear"
+resize = { interpolation = "bilinear", crop_pct = 1.0 }
 normalize = "adapt"
-validation_from = "end"
-validation_fraction = 0.25
+validation.end.fraction = 0.25
 [augment]
-scale = [0.5, 1.0]
-ratio = [0.75, 1.3333]
-train_interpolation = "random"
 hflip = 0.5
-aa = "rand-m9-mstd0.5-inc1"
-color_jitter = [0.4, 0.4, 0.4, 0.1]
-reprob = 0.25
-remode = "pixel"
-recount = 1
-mixup = 0.8
-cutmix = 1.0
-mixup_prob = 1.0
-mixup_switch_prob = 0.5
-mixup_mode = "elem"
-mixup_off_epoch = 1
+resized_crop = { scale = [0.5, 1.0], ratio = [0.75, 1.3333], interpolation = "random" }
+policy.name = "rand-m9-mstd0.5-inc1"
+color_jitter = { brightness = 0.4, contrast = 0.4, saturation = 0.4, hue = 0.1 }
+erasing = { prob = 0.25, mode = "pixel", count = 1 }
+mixup.alpha = 0.8
+cutmix.alpha = 1.0
+mix = { prob = 1.0, switch_prob = 0.5, mode = "elem", off_epoch = 1 }
 [train]
 epochs = 2
 batch_size = 8

@@ -21,8 +21,7 @@ test_fraction = 0.2
 [data]
 image_size = 32
 normalize = "unit"
-validation_from = "end"
-validation_fraction = 0.2
+validation.end.fraction = 0.2
 [augment]
 hflip = 0.5
 [train]
@@ -113,21 +112,21 @@ fn resizing_floats_as_keras_does_takes_two_batches_at_most() {
 #[test]
 fn cropping_and_resizing_bytes_as_pil_does_takes_two_batches_at_most() {
     assert_follows_the_batch(&[
-        "data.interpolation=bicubic",
+        "data.resize={interpolation=\"bicubic\",crop_pct=1.0}",
         "data.normalize=adapt",
-        "augment.scale=[0.08, 1.0]",
-        "augment.ratio=[0.75, 1.3333]",
-        "augment.train_interpolation=random",
+        "augment.resized_crop.scale=[0.08, 1.0]",
+        "augment.resized_crop.ratio=[0.75, 1.3333]",
+        "augment.resized_crop.interpolation=random",
     ]);
 }
 
 #[test]
 fn changing_colours_and_shapes_before_anything_else_takes_two_batches_at_most() {
     assert_follows_the_batch(&[
-        "augment.aa=rand-m9-n3-mstd0.5-inc1-p1",
-        "augment.aa_first=true",
+        "augment.policy.name=rand-m9-n3-mstd0.5-inc1-p1",
+        "augment.policy.first=true",
         "augment.padding=4",
         "augment.vflip=0.5",
-        "augment.color_jitter=[0.4, 0.4, 0.4, 0.1]",
+        "augment.color_jitter={brightness=0.4,contrast=0.4,saturation=0.4,hue=0.1}",
     ]);
 }

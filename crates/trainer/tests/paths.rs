@@ -27,8 +27,7 @@ test_fraction = 0.25
 [data]
 image_size = 8
 normalize = "unit"
-validation_from = "end"
-validation_fraction = 0.25
+validation.end.fraction = 0.25
 [augment]
 hflip = 0.0
 [train]

@@ -25,8 +25,7 @@ test_fraction = 0.2
 [data]
 image_size = 16
 normalize = "unit"
-validation_from = "end"
-validation_fraction = 0.2
+validation.end.fraction = 0.2
 [augment]
 hflip = 0.5
 [train]
@@ -139,17 +138,17 @@ fn whatever_is_wrong_a_finished_run_is_kept_to_the_last_byte() {
     place.pictures("nested/test/b", 4);
 
     let mut ways: Vec<Vec<&str>> = [
-        "augment.aa=foo",
-        "augment.aa=rand-mx",
-        "augment.aa=torchvision-n2-m99",
+        "augment.policy.name=foo",
+        "augment.policy.name=rand-mx",
+        "augment.policy.name=torchvision-n2-m99",
         "augment.hflip=7",
-        "augment.crop_from=8",
+        "augment.enlarged_crop={from=8,offset=\"batch\"}",
         "augment.nothing=1",
-        "data.crop_pct=0.5",
-        "data.mean=[123.675,116.28,103.53]",
+        "data.resize.crop_pct=0.5",
+        "data.normalize={fixed={mean=[123.675,116.28,103.53],std=[1.0,1.0,1.0]}}",
         "data.image_size=0",
-        "data.validation_fraction=0.99",
-        "data.validation_from=folder",
+        "data.validation.end.fraction=0.99",
+        "data.validation=folder",
         "folder.test_fraction=",
         "folder.test_fraction=0.99",
         "model.depth=0",
@@ -222,18 +221,16 @@ fn all_that_is_wrong_is_said_at_once() {
             "--weights",
             "lfs.safetensors",
             "--set",
-            "augment.aa=foo",
-            "--set",
             "folder.test_fraction=",
             "--set",
             "model.depth=0",
         ]),
         2,
     );
-    for words in ["Git LFS", "augment.aa", "there is no picture to test on", "model.depth = 0"] {
+    for words in ["Git LFS", "there is no picture to test on", "model.depth = 0"] {
         assert_eq!(said.iter().filter(|line| line.contains(words)).count(), 1, "{words}: {said:#?}");
     }
-    assert!(said.len() == 4 && said.iter().all(|line| line.starts_with("error: ")), "{said:#?}");
+    assert!(said.len() == 3 && said.iter().all(|line| line.starts_with("error: ")), "{said:#?}");
     // Of a recipe every value out of its range, each with the argument that set it.
     let said = lines(
         &place.train(&["--set", "augment.hflip=7", "--set", "train.epochs=3", "--set", "optimizer.lr=-1"]),

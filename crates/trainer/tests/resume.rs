@@ -38,8 +38,8 @@ const NETWORKS: [(&str, &[&str]); 5] = [
             "model.embed_dim=32",
             "model.mlp_hidden=32",
             "data.image_size=24",
-            "augment.crop_from=26",
-            "augment.crop_offset=batch",
+            "augment.enlarged_crop.from=26",
+            "augment.enlarged_crop.offset=batch",
             "train.accumulate=2",
         ],
     ),
@@ -242,7 +242,7 @@ fn a_rollback_the_best_epoch_averages_and_patience_survive_kills() {
 
 #[test]
 fn a_run_that_is_asked_to_stop_while_it_validates_or_tests_goes_on_too() {
-    let sets = ["data.validation_count=1300", "train.batch_size=32", "train.epochs=1"];
+    let sets = ["data.validation.end.count=1300", "train.batch_size=32", "train.epochs=1"];
     let mut more: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let whole = directory.path().join("whole");

@@ -1,8 +1,9 @@
-//! Random erasing (Zhong et al., arXiv:1708.04896) in timm's and torchvision's variants: rectangles of normalised
+//! Random erasing (Zhong et al., arXiv:1708.04896) as timm does it: rectangles of normalised
 //! images become zero or noise.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
+use run_record::{EraseMode, RandomErasing};
 use tch::{Device, Kind, Tensor};
 
 use crate::augment::on_device::upload;
@@ -10,33 +11,13 @@ use crate::augment::resample::{CropBox, crop_offset, draw_sides};
 use crate::error::DataError;
 use crate::rng::{below, unit};
 
-/// What erased rectangles are filled with: timm's `remode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EraseMode {
-    /// Zero, the mean of normalised images.
-    Const,
-    /// One number from N(0, 1) for each rectangle and channel.
-    Rand,
-    /// A number from N(0, 1) for each value.
-    Pixel,
-}
+/// Least and largest area of all rectangles together, as shares of the image's, uniform in between.
+const AREA: [f64; 2] = [0.02, 1.0 / 3.0];
 
-/// Which images are erased, and where.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RandomErasing {
-    /// The probability that an image is erased.
-    pub reprob: f64,
-    /// The fill.
-    pub remode: EraseMode,
-    /// The largest number of rectangles in an image; how many there are is uniform from 1.
-    pub recount: u32,
-    /// Least and largest area of all rectangles together, as parts of the image's, uniform in between.
-    pub area: (f64, f64),
-    /// Least and largest height divided by width, uniform in the logarithm.
-    pub aspect: (f64, f64),
-}
+/// Least and largest height divided by width, uniform in the logarithm.
+const ASPECT: [f64; 2] = [0.3, 1.0 / 0.3];
 
-/// What one image loses, as [`RandomErasing::draw`] draws it.
+/// What one image loses, as [`draw_erasure`] draws it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Erasure {
     /// The rectangles; none for an image that is left as it is.
@@ -45,58 +26,22 @@ pub struct Erasure {
     pub key: u64,
 }
 
-impl RandomErasing {
-    /// timm's ranges: areas of 2 % to a third, aspect ratios of 0.3 to 1/0.3.
-    pub fn timm(reprob: f64, remode: EraseMode, recount: u32) -> Self {
-        Self { reprob, remode, recount, area: (0.02, 1.0 / 3.0), aspect: (0.3, 1.0 / 0.3) }
+/// What an image of `height`×`width` pixels loses. Each rectangle is tried ten times, until it is lower and
+/// narrower than the image, and left out after that.
+pub fn draw_erasure(erasing: &RandomErasing, rng: &mut ChaCha8Rng, height: i64, width: i64) -> Erasure {
+    if unit(rng) >= erasing.prob {
+        return Erasure::default();
     }
-
-    /// torchvision's default: one rectangle of 2 % to 33 %, aspect ratios of 0.3 to 3.3, filled with zero.
-    pub fn torchvision(p: f64) -> Self {
-        let (remode, recount) = (EraseMode::Const, 1);
-        Self { reprob: p, remode, recount, area: (0.02, 0.33), aspect: (0.3, 3.3) }
-    }
-
-    /// Checks the numbers.
-    ///
-    /// # Errors
-    /// When the probability is not from 0 to 1, there are no rectangles, the area is not within 0 to 1 and in
-    /// order, or the aspect ratio not positive, finite and in order.
-    pub fn validate(&self) -> Result<(), DataError> {
-        let wrong = |what: &str, value: String| Err(DataError::Argument(format!("{what}, not {value}")));
-        if !(0.0..=1.0).contains(&self.reprob) {
-            return wrong("the probability of erasing must be from 0 to 1", self.reprob.to_string());
-        }
-        if self.recount == 0 {
-            return wrong("the number of erased rectangles must be at least 1", self.recount.to_string());
-        }
-        let ((least, most), (low, high)) = (self.area, self.aspect);
-        if !(least >= 0.0 && least <= most && most <= 1.0) {
-            return wrong("the erased area must rise within 0 to 1", format!("{:?}", self.area));
-        }
-        if !(low > 0.0 && low <= high && high.is_finite()) {
-            return wrong("the erased aspect ratio must rise and be positive", format!("{:?}", self.aspect));
-        }
-        Ok(())
-    }
-
-    /// What an image of `height`×`width` pixels loses. Each rectangle is tried ten times, until it is lower and
-    /// narrower than the image, and left out after that.
-    pub fn draw(&self, rng: &mut ChaCha8Rng, height: i64, width: i64) -> Erasure {
-        if unit(rng) >= self.reprob {
-            return Erasure::default();
-        }
-        let count = 1 + below(rng, u64::from(self.recount.max(1)));
-        let area = (height * width) as f64 / count as f64;
-        let mut draw_box = || {
-            let sides = (0..10).map(|_| draw_sides(rng, area, self.area, self.aspect));
-            let (h, w) = sides.into_iter().find(|&(h, w)| h < height && w < width)?;
-            let (top, left) = crop_offset(rng, (height - h, width - w));
-            Some(CropBox { top, left, height: h, width: w })
-        };
-        let boxes = (0..count).filter_map(|_| draw_box()).collect();
-        Erasure { boxes, key: rng.next_u64() }
-    }
+    let count = 1 + below(rng, u64::from(erasing.count.max(1)));
+    let area = (height * width) as f64 / count as f64;
+    let mut draw_box = || {
+        let sides = (0..10).map(|_| draw_sides(rng, area, AREA, ASPECT));
+        let (h, w) = sides.into_iter().find(|&(h, w)| h < height && w < width)?;
+        let (top, left) = crop_offset(rng, (height - h, width - w));
+        Some(CropBox { top, left, height: h, width: w })
+    };
+    let boxes = (0..count).filter_map(|_| draw_box()).collect();
+    Erasure { boxes, key: rng.next_u64() }
 }
 
 /// Erases each image's rectangles from floats `[B, C, H, W]`; where they overlap, the later one shows.

@@ -1,11 +1,9 @@
 //! A picture of any size as a square of a given side, the ways timm's evaluation transforms do it.
 
-use crate::augment::kernel::{Taps, WEIGHT_BITS, taps};
-use crate::augment::ops::Filter;
-use crate::error::DataError;
+use run_record::{CropMode, FolderRecipe, Interpolation};
 
-/// The longest side a picture may be resized to.
-const MAX_SIDE: u32 = 4096;
+use crate::augment::kernel::{Taps, WEIGHT_BITS, taps};
+use crate::error::DataError;
 
 /// A picture in main memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,31 +16,28 @@ pub struct RgbImage {
     pub pixels: Vec<u8>,
 }
 
-/// How a picture becomes square; the names are timm's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CropMode {
-    /// The shorter side is resized to the square's and the middle cut out.
-    Center,
-    /// Each side is resized to the square's; proportions are lost.
-    Squash,
-    /// The longer side is resized to the square's and the rest filled.
-    Border {
-        /// Red, green and blue; timm fills with the mean colour it normalises with.
-        fill: [u8; 3],
-    },
-}
-
 /// The picture as `side` by `side` pixels. A picture of that size already is returned as it is.
 ///
-/// `filter` is that of PIL's `Image.resize`: widened by the factor of a reduction, so that every pixel counts.
+/// A border is of the colour `fill`: timm takes the mean it normalises with. `filter` is that of PIL's `Image.resize`: widened by the factor of a reduction, so that every pixel counts.
 /// Pixels are those of PIL 13, bit for bit; the other side and the offsets are rounded as by torchvision (`Resize`,
 /// `CenterCrop`) and timm (`ResizeKeepRatio`, `CenterCropOrPad`).
 ///
 /// # Errors
-/// When `side` is not from 1 to 4096, the filter is not [`Filter::Bilinear`] or [`Filter::Bicubic`], or the
-/// picture's pixels are not as many as its size says.
-pub fn fit(image: RgbImage, side: u32, mode: CropMode, filter: Filter) -> Result<RgbImage, DataError> {
-    check(side, filter)?;
+/// When `side` is not one of [`FolderRecipe::STORED_SIZES`], or the picture's pixels are not as many as its size
+/// says.
+pub fn fit(
+    image: RgbImage,
+    side: u32,
+    mode: CropMode,
+    fill: [u8; 3],
+    filter: Interpolation,
+) -> Result<RgbImage, DataError> {
+    let sides = FolderRecipe::STORED_SIZES;
+    if !sides.contains(&side) {
+        let (least, most) = (sides.start(), sides.end());
+        let text = format!("the side of a picture must be {least} to {most} pixels, not {side}");
+        return Err(DataError::Argument(text));
+    }
     let (width, height) = (image.width, image.height);
     let count = 3 * u64::from(width) * u64::from(height);
     if count == 0 || count != image.pixels.len() as u64 {
@@ -61,26 +56,13 @@ pub fn fit(image: RgbImage, side: u32, mode: CropMode, filter: Filter) -> Result
             let across = Axis::middle(width, height, side);
             resample(&image, &across, &Axis::middle(height, width, side), filter)
         }
-        CropMode::Border { fill } => {
+        CropMode::Border => {
             let ratio = f64::from(width.max(height)) / f64::from(side);
             let scaled = |size: u32| ((f64::from(size) / ratio).round_ties_even() as u32).clamp(1, side);
             let across = Axis::whole(width, scaled(width));
             pad(&resample(&image, &across, &Axis::whole(height, scaled(height)), filter), side, fill)
         }
     })
-}
-
-/// Whether pictures can be resized like this.
-pub(crate) fn check(side: u32, filter: Filter) -> Result<(), DataError> {
-    if !(1..=MAX_SIDE).contains(&side) {
-        let text = format!("the side of a picture must be 1 to {MAX_SIDE} pixels, not {side}");
-        return Err(DataError::Argument(text));
-    }
-    if filter == Filter::Nearest {
-        let text = "a picture is resized by the bilinear or the bicubic filter, not by the nearest pixel";
-        return Err(DataError::Argument(text.into()));
-    }
-    Ok(())
 }
 
 /// How one side of a picture is resized, and what of the result is wanted.
@@ -108,15 +90,15 @@ impl Axis {
     }
 
     /// What each pixel that is wanted is made of.
-    fn taps(&self, filter: Filter) -> Vec<Taps> {
-        taps(filter, self.length, self.scaled, self.start..self.start + u64::from(self.count))
+    fn taps(&self, filter: Interpolation) -> Vec<Taps> {
+        taps(filter.into(), self.length, self.scaled, self.start..self.start + u64::from(self.count))
     }
 }
 
 /// What is wanted of the resized picture, one axis after the other and rounded to bytes in between, as PIL does
 /// it from version 13 on: columns first where the height shrinks, and by more than twice as many pixels as the
 /// width.
-fn resample(image: &RgbImage, across: &Axis, down: &Axis, filter: Filter) -> RgbImage {
+fn resample(image: &RgbImage, across: &Axis, down: &Axis, filter: Interpolation) -> RgbImage {
     let (columns, mut rows) = (across.taps(filter), down.taps(filter));
     let shrinks = |axis: &Axis| i64::from(axis.length) - axis.scaled as i64;
     let wide = 3 * image.width as usize;
@@ -202,7 +184,7 @@ mod tests {
     #[test]
     fn a_border_is_filled() {
         let image = RgbImage { width: 4, height: 1, pixels: vec![7; 12] };
-        let square = fit(image, 4, CropMode::Border { fill: [1, 2, 3] }, Filter::Bicubic).unwrap();
+        let square = fit(image, 4, CropMode::Border, [1, 2, 3], Interpolation::Bicubic).unwrap();
         let row = |row: usize| square.pixels[12 * row..12 * (row + 1)].to_vec();
         assert_eq!(row(1), [7; 12]);
         for filled in [0, 2, 3] {
@@ -214,9 +196,12 @@ mod tests {
     #[test]
     fn a_long_strip_costs_no_more_than_its_square() {
         for (width, height) in [(100_000, 1), (1, 100_000)] {
-            for mode in [CropMode::Center, CropMode::Squash, CropMode::Border { fill: [0; 3] }] {
+            for mode in [CropMode::Center, CropMode::Squash, CropMode::Border] {
                 let image = RgbImage { width, height, pixels: vec![9; 300_000] };
-                assert_eq!(fit(image, 64, mode, Filter::Bicubic).unwrap().pixels.len(), 3 * 64 * 64);
+                assert_eq!(
+                    fit(image, 64, mode, [0; 3], Interpolation::Bicubic).unwrap().pixels.len(),
+                    3 * 64 * 64
+                );
             }
         }
     }
@@ -224,15 +209,14 @@ mod tests {
     #[test]
     fn bad_arguments_are_errors() {
         for (image, side, part) in [
-            (RgbImage { width: 2, height: 2, pixels: vec![0; 12] }, 0, "1 to 4096 pixels, not 0"),
-            (RgbImage { width: 2, height: 2, pixels: vec![0; 12] }, 4097, "not 4097"),
+            (RgbImage { width: 2, height: 2, pixels: vec![0; 12] }, 0, "1 to 2048 pixels, not 0"),
+            (RgbImage { width: 2, height: 2, pixels: vec![0; 12] }, 2049, "not 2049"),
             (RgbImage { width: 2, height: 2, pixels: vec![0; 11] }, 8, "cannot be 11 bytes"),
             (RgbImage { width: 0, height: 2, pixels: vec![] }, 8, "0x2 pixels"),
         ] {
-            let message = fit(image, side, CropMode::Center, Filter::Bilinear).unwrap_err().to_string();
+            let message = fit(image, side, CropMode::Center, [0; 3], Interpolation::Bilinear);
+            let message = message.unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
-        let image = RgbImage { width: 2, height: 2, pixels: vec![0; 12] };
-        assert!(fit(image, 8, CropMode::Center, Filter::Nearest).is_err());
     }
 }

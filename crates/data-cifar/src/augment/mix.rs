@@ -2,55 +2,13 @@
 //! is mixed with the one as far from the batch's end as it is from its start.
 
 use rand_chacha::ChaCha8Rng;
+use run_record::{AugmentRecipe, Cutmix, MixMode, MixRecipe};
 use tch::{Kind, Tensor};
 
 use crate::augment::on_device::upload;
 use crate::augment::resample::CropBox;
 use crate::error::DataError;
 use crate::rng::{below, keyed_rng, symmetric_beta, unit};
-
-/// What is drawn together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MixMode {
-    /// All images of a batch are mixed alike.
-    Batch,
-    /// The two images of a pair are mixed alike.
-    Pair,
-    /// Each image is mixed in its own way.
-    Elem,
-}
-
-/// Which of the two methods mixes images, and how much.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Mix {
-    /// λ of mixup is drawn from Beta(`mixup`, `mixup`); with 0 there is no mixup.
-    pub mixup: f64,
-    /// The area that CutMix leaves is drawn from Beta(`cutmix`, `cutmix`); with 0 there is no CutMix.
-    pub cutmix: f64,
-    /// Least and largest side of CutMix's rectangle, as parts of the image's, drawn for each side alone. It
-    /// replaces the drawn area, and switches CutMix on.
-    pub cutmix_minmax: Option<(f64, f64)>,
-    /// The probability that anything is mixed.
-    pub mixup_prob: f64,
-    /// The probability of CutMix where there are both; without meaning otherwise.
-    pub mixup_switch_prob: f64,
-    /// What is drawn together.
-    pub mode: MixMode,
-}
-
-impl Default for Mix {
-    /// timm's defaults but for the two alphas, which are 0 here: no mixing.
-    fn default() -> Self {
-        Self {
-            mixup: 0.0,
-            cutmix: 0.0,
-            cutmix_minmax: None,
-            mixup_prob: 1.0,
-            mixup_switch_prob: 0.5,
-            mode: MixMode::Batch,
-        }
-    }
-}
 
 /// How one image is mixed with its partner.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,70 +33,45 @@ impl Mixing {
     }
 }
 
-impl Mix {
-    /// Checks the numbers.
-    ///
-    /// # Errors
-    /// When an alpha is negative or not finite, a probability not from 0 to 1, or the sides of CutMix's
-    /// rectangle not within 0 to 1 and in order.
-    pub fn validate(&self) -> Result<(), DataError> {
-        for (name, alpha) in [("mixup", self.mixup), ("cutmix", self.cutmix)] {
-            if !(alpha >= 0.0 && alpha.is_finite()) {
-                return Err(DataError::Argument(format!("{name} must be at least 0, not {alpha}")));
-            }
-        }
-        for (name, p) in [("mixup_prob", self.mixup_prob), ("mixup_switch_prob", self.mixup_switch_prob)] {
-            if !(0.0..=1.0).contains(&p) {
-                return Err(DataError::Argument(format!("{name} must be from 0 to 1, not {p}")));
-            }
-        }
-        match self.cutmix_minmax {
-            Some((least, most)) if !(least >= 0.0 && least <= most && most <= 1.0) => {
-                let sides = (least, most);
-                Err(DataError::Argument(format!("cutmix_minmax must rise within 0 to 1, not {sides:?}")))
-            }
-            _ => Ok(()),
+/// How the images of a batch are mixed by the recipe's mixup and CutMix: `indices` are theirs, `size` their height and
+/// width. What is drawn depends on nothing but seed, epoch and the batch's number, or, in the modes `Pair` and `Elem`,
+/// the index of the pair's first image or of the image. The image in the middle of an odd batch is its own partner.
+pub fn draw_mixings(
+    recipe: &AugmentRecipe,
+    seed: u64,
+    epoch: u64,
+    batch: u64,
+    indices: &[i64],
+    size: (i64, i64),
+) -> Vec<Mixing> {
+    let draw = |step: u64| draw_one(recipe, &mut keyed_rng(seed, "mix", epoch, step), size);
+    let last = indices.len().saturating_sub(1);
+    match recipe.mix.unwrap_or_default().mode {
+        MixMode::Batch => vec![draw(batch); indices.len()],
+        MixMode::Elem => indices.iter().map(|index| draw(index.cast_unsigned())).collect(),
+        MixMode::Pair => {
+            let pairs = indices.iter().take(indices.len() / 2);
+            let pairs: Vec<Mixing> = pairs.map(|index| draw(index.cast_unsigned())).collect();
+            let place = |n: usize| n.min(last - n);
+            (0..=last).take(indices.len()).map(|n| *pairs.get(place(n)).unwrap_or(&Mixing::NONE)).collect()
         }
     }
+}
 
-    /// How the images of a batch are mixed: `indices` are theirs, `size` their height and width. What is drawn
-    /// depends on nothing but seed, epoch and the batch's number, or, in the modes `Pair` and `Elem`, the index
-    /// of the pair's first image or of the image. The image in the middle of an odd batch is its own partner.
-    pub fn draw(&self, seed: u64, epoch: u64, batch: u64, indices: &[i64], size: (i64, i64)) -> Vec<Mixing> {
-        let draw = |step: u64| self.draw_one(&mut keyed_rng(seed, "mix", epoch, step), size);
-        let last = indices.len().saturating_sub(1);
-        match self.mode {
-            MixMode::Batch => vec![draw(batch); indices.len()],
-            MixMode::Elem => indices.iter().map(|index| draw(index.cast_unsigned())).collect(),
-            MixMode::Pair => {
-                let pairs = indices.iter().take(indices.len() / 2);
-                let pairs: Vec<Mixing> = pairs.map(|index| draw(index.cast_unsigned())).collect();
-                let place = |n: usize| n.min(last - n);
-                (0..=last)
-                    .take(indices.len())
-                    .map(|n| *pairs.get(place(n)).unwrap_or(&Mixing::NONE))
-                    .collect()
-            }
-        }
+fn draw_one(recipe: &AugmentRecipe, rng: &mut ChaCha8Rng, size: (i64, i64)) -> Mixing {
+    let MixRecipe { prob, switch_prob, .. } = recipe.mix.unwrap_or_default();
+    if unit(rng) >= prob {
+        return Mixing::NONE;
     }
-
-    fn draw_one(&self, rng: &mut ChaCha8Rng, size: (i64, i64)) -> Mixing {
-        if unit(rng) >= self.mixup_prob {
-            return Mixing::NONE;
+    match (recipe.mixup, recipe.cutmix) {
+        (None, None) => Mixing::NONE,
+        (Some(mixup), None) => Mixing::Blend(symmetric_beta(rng, mixup.alpha)),
+        (Some(mixup), Some(_)) if unit(rng) >= switch_prob => Mixing::Blend(symmetric_beta(rng, mixup.alpha)),
+        (_, Some(Cutmix::Alpha(alpha))) => {
+            let lambda = symmetric_beta(rng, alpha);
+            Mixing::Paste(clipped_box(rng, size, (1.0 - lambda).sqrt()))
         }
-        let cutmix = if self.cutmix_minmax.is_some() { 1.0 } else { self.cutmix };
-        let paste = cutmix > 0.0 && (self.mixup <= 0.0 || unit(rng) < self.mixup_switch_prob);
-        if !paste {
-            let blend = self.mixup > 0.0;
-            return if blend { Mixing::Blend(symmetric_beta(rng, self.mixup)) } else { Mixing::NONE };
-        }
-        Mixing::Paste(match self.cutmix_minmax {
-            None => {
-                let lambda = symmetric_beta(rng, cutmix);
-                clipped_box(rng, size, (1.0 - lambda).sqrt())
-            }
-            Some(minmax) => inner_box(rng, size, minmax),
-        })
+        (_, Some(Cutmix::Minmax(sides))) => Mixing::Paste(inner_box(rng, size, sides)),
     }
 }
 
@@ -155,7 +88,7 @@ fn clipped_box(rng: &mut ChaCha8Rng, (height, width): (i64, i64), part: f64) -> 
 }
 
 /// A rectangle in the image with sides from `least` to below `most` of the image's.
-fn inner_box(rng: &mut ChaCha8Rng, (height, width): (i64, i64), (least, most): (f64, f64)) -> CropBox {
+fn inner_box(rng: &mut ChaCha8Rng, (height, width): (i64, i64), [least, most]: [f64; 2]) -> CropBox {
     let mut up_to = |bound: i64| below(rng, bound.max(1).cast_unsigned()).cast_signed();
     let mut side = |size: i64| {
         let (low, high) = ((size as f64 * least) as i64, (size as f64 * most) as i64);

@@ -1,6 +1,8 @@
 //! The operations on bytes that the papers' augmentation policies are made of, by PIL's names and to
 //! PIL's definitions.
 
+use run_record::Interpolation;
+
 use crate::error::DataError;
 
 /// How an image is sampled between its pixels.
@@ -12,6 +14,15 @@ pub enum Filter {
     Bilinear,
     /// Four pixels along each axis, by Keys's cubic with a = −1, as in PIL's transforms (its resizing has −1/2).
     Bicubic,
+}
+
+impl From<Interpolation> for Filter {
+    fn from(interpolation: Interpolation) -> Self {
+        match interpolation {
+            Interpolation::Bilinear => Self::Bilinear,
+            Interpolation::Bicubic => Self::Bicubic,
+        }
+    }
 }
 
 /// One operation on one image of bytes, with its parameters.

@@ -7,6 +7,7 @@
 //! the order of the sums may depend on it, also change with the size of the batch).
 
 use rand_chacha::ChaCha8Rng;
+use run_record::{RandomResizedCrop, TrainInterpolation};
 use tch::{Device, Kind, Tensor};
 
 use crate::augment::kernel::{Taps, WEIGHT_BITS, taps};
@@ -36,102 +37,49 @@ impl CropBox {
     }
 }
 
-/// Which filter a [`RandomResizedCrop`] resizes with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Interpolation {
-    /// Always [`Filter::Bilinear`].
-    Bilinear,
-    /// Always [`Filter::Bicubic`].
-    Bicubic,
-    /// One of the two for each image, equally likely: timm's `random`.
-    Random,
+/// The box in an image of `height`×`width` pixels (both at least 1), and the filter. After ten boxes that
+/// did not fit it is the largest one in the middle whose aspect ratio is in range.
+pub fn draw_crop(
+    crop: &RandomResizedCrop,
+    rng: &mut ChaCha8Rng,
+    height: i64,
+    width: i64,
+) -> (CropBox, Filter) {
+    let drawn = draw_box(crop, rng, height, width);
+    let filter = match crop.interpolation {
+        TrainInterpolation::Bilinear => Filter::Bilinear,
+        TrainInterpolation::Bicubic => Filter::Bicubic,
+        TrainInterpolation::Random if below(rng, 2) == 0 => Filter::Bilinear,
+        TrainInterpolation::Random => Filter::Bicubic,
+    };
+    (drawn, filter)
 }
 
-/// A box of random area and aspect ratio that becomes the whole image: torchvision's `RandomResizedCrop` and
-/// timm's `RandomResizedCropAndInterpolation`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RandomResizedCrop {
-    /// Least and largest area of the box, as parts of the image's, uniform in between.
-    pub scale: (f64, f64),
-    /// Least and largest width divided by height, uniform in the logarithm.
-    pub ratio: (f64, f64),
-    /// How the box is resized.
-    pub interpolation: Interpolation,
-}
-
-impl Default for RandomResizedCrop {
-    /// Both libraries' ranges, bilinear.
-    fn default() -> Self {
-        Self { scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0), interpolation: Interpolation::Bilinear }
-    }
-}
-
-impl RandomResizedCrop {
-    /// Checks the ranges.
-    ///
-    /// # Errors
-    /// When `scale` is not within 0 to 1 and in order, or `ratio` not positive, finite and in order.
-    pub fn validate(&self) -> Result<(), DataError> {
-        let ((least, most), (narrow, wide)) = (self.scale, self.ratio);
-        if !(least > 0.0 && least <= most && most <= 1.0) {
-            return Err(DataError::Argument(format!(
-                "the scale of a random crop must rise within (0, 1], not {:?}",
-                self.scale
-            )));
+fn draw_box(crop: &RandomResizedCrop, rng: &mut ChaCha8Rng, height: i64, width: i64) -> CropBox {
+    for _ in 0..10 {
+        let (w, h) = draw_sides(rng, (height * width) as f64, crop.scale, crop.ratio);
+        if (1..=height).contains(&h) && (1..=width).contains(&w) {
+            let (top, left) = crop_offset(rng, (height - h, width - w));
+            return CropBox { top, left, height: h, width: w };
         }
-        if !(narrow > 0.0 && narrow <= wide && wide.is_finite()) {
-            return Err(DataError::Argument(format!(
-                "the ratio of a random crop must rise and be positive, not {:?}",
-                self.ratio
-            )));
-        }
-        Ok(())
     }
-
-    /// The box in an image of `height`×`width` pixels (both at least 1), and the filter. After ten boxes that
-    /// did not fit it is the largest one in the middle whose aspect ratio is in range.
-    pub fn draw(&self, rng: &mut ChaCha8Rng, height: i64, width: i64) -> (CropBox, Filter) {
-        let crop = self.draw_box(rng, height, width);
-        let filter = match self.interpolation {
-            Interpolation::Bilinear => Filter::Bilinear,
-            Interpolation::Bicubic => Filter::Bicubic,
-            Interpolation::Random if below(rng, 2) == 0 => Filter::Bilinear,
-            Interpolation::Random => Filter::Bicubic,
-        };
-        (crop, filter)
+    let [narrow, wide] = crop.ratio;
+    let shape = width as f64 / height as f64;
+    let (mut h, mut w) = (height, width);
+    if shape < narrow {
+        h = (width as f64 / narrow).round_ties_even() as i64;
+    } else if shape > wide {
+        w = (height as f64 * wide).round_ties_even() as i64;
     }
-
-    fn draw_box(&self, rng: &mut ChaCha8Rng, height: i64, width: i64) -> CropBox {
-        for _ in 0..10 {
-            let (w, h) = draw_sides(rng, (height * width) as f64, self.scale, self.ratio);
-            if (1..=height).contains(&h) && (1..=width).contains(&w) {
-                let (top, left) = crop_offset(rng, (height - h, width - w));
-                return CropBox { top, left, height: h, width: w };
-            }
-        }
-        let (narrow, wide) = self.ratio;
-        let shape = width as f64 / height as f64;
-        let (mut h, mut w) = (height, width);
-        if shape < narrow {
-            h = (width as f64 / narrow).round_ties_even() as i64;
-        } else if shape > wide {
-            w = (height as f64 * wide).round_ties_even() as i64;
-        }
-        let (h, w) = (h.clamp(1, height.max(1)), w.clamp(1, width.max(1)));
-        CropBox { top: (height - h) / 2, left: (width - w) / 2, height: h, width: w }
-    }
+    let (h, w) = (h.clamp(1, height.max(1)), w.clamp(1, width.max(1)));
+    CropBox { top: (height - h) / 2, left: (width - w) / 2, height: h, width: w }
 }
 
 /// The sides √(a·r) and √(a/r) of a rectangle, rounded: `a` is `area` times a number uniform on `scale`, and
 /// the logarithm of `r` uniform between those of `ratio`.
-pub(crate) fn draw_sides(
-    rng: &mut ChaCha8Rng,
-    area: f64,
-    scale: (f64, f64),
-    ratio: (f64, f64),
-) -> (i64, i64) {
-    let area = area * (scale.0 + (scale.1 - scale.0) * unit(rng));
-    let (low, high) = (ratio.0.ln(), ratio.1.ln());
+pub(crate) fn draw_sides(rng: &mut ChaCha8Rng, area: f64, scale: [f64; 2], ratio: [f64; 2]) -> (i64, i64) {
+    let area = area * (scale[0] + (scale[1] - scale[0]) * unit(rng));
+    let (low, high) = (ratio[0].ln(), ratio[1].ln());
     let ratio = (low + (high - low) * unit(rng)).exp();
     let side = |area: f64| area.sqrt().round_ties_even() as i64;
     (side(area * ratio), side(area / ratio))

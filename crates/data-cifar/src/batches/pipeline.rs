@@ -1,61 +1,23 @@
 //! From the bytes of a data set to what a network is shown, in training and in evaluation.
 
 use rand_chacha::ChaCha8Rng;
+use run_record::{AugmentRecipe, CropOffset, EnlargedCrop, Policy, PolicyRecipe, Resize};
 use tch::Tensor;
 
 use crate::augment::apply::apply_ops;
-use crate::augment::erase::{RandomErasing, erase};
+use crate::augment::erase::{draw_erasure, erase};
 use crate::augment::keras::{flip, resize, rotate, zoom};
 use crate::augment::normalize::Normalizer;
 use crate::augment::on_device::{in_slices, upload};
-use crate::augment::ops::{Filter, Op};
-use crate::augment::policy::{ColorJitter, Policy};
+use crate::augment::ops::Op;
+use crate::augment::policy::{draw_jitter, draw_ops};
 use crate::augment::resample::{
-    RandomResizedCrop, center_crop, crop, crop_offset, mirrored_resized_crop, pad_crop, pil_resize,
+    center_crop, crop, crop_offset, draw_crop, mirrored_resized_crop, pad_crop, pil_resize,
 };
 use crate::batches::at_once;
 use crate::batches::image_set::{Batch, Batches, ImageSet};
 use crate::error::DataError;
 use crate::rng::{chance, keyed_rng, uniform};
-
-/// What is random about training images. The order is that of [`Pipeline::augmented`].
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Augmentation {
-    /// Cutting a part out, if any.
-    pub cut: Option<Cut>,
-    /// Probability of mirroring left to right.
-    pub hflip: f64,
-    /// Probability of mirroring top to bottom.
-    pub vflip: f64,
-    /// The policy, if any.
-    pub policy: Option<Policy>,
-    /// Apply the policy before everything else.
-    pub policy_first: bool,
-    /// Changes of colour, if any.
-    pub color_jitter: Option<ColorJitter>,
-    /// Turn by up to this many degrees either way.
-    pub rotation_degrees: Option<f64>,
-    /// Zoom each axis by a factor from 1 − zoom to 1 + zoom.
-    pub zoom: Option<f64>,
-    /// Random erasing, if any.
-    pub erasing: Option<RandomErasing>,
-}
-
-/// How a part is cut out of an image.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Cut {
-    /// Images are resized to `from` pixels a side and the final size is cut out (Keras's `RandomCrop`).
-    Enlarged {
-        /// Side in pixels.
-        from: i64,
-        /// Each image at its own place, not all of a batch at one.
-        per_image: bool,
-    },
-    /// Images get this many black pixels on each side and are cut to their former size.
-    Padded(i64),
-    /// A part of random area and shape is resized to the final size.
-    Resized(RandomResizedCrop),
-}
 
 /// A run's draws in one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,12 +37,10 @@ pub struct Pipeline {
     pub normalizer: Normalizer,
     /// Side of what the network is shown, in pixels.
     pub image_size: i64,
-    /// PIL's filter, on bytes; `None` is Keras's bilinear resizing, on floats.
-    pub interpolation: Option<Filter>,
-    /// Share of the side of an image that evaluation shows, with a filter of PIL's.
-    pub crop_pct: f64,
+    /// PIL's resizing, on bytes; `None` is Keras's bilinear resizing, on floats.
+    pub resize: Option<Resize>,
     /// What is random in training.
-    pub augmentation: Augmentation,
+    pub augment: AugmentRecipe,
     /// Red, green and blue of what timm's policies draw beyond the border: the mean.
     pub fill: [u8; 3],
 }
@@ -98,11 +58,11 @@ impl Pipeline {
     }
 
     fn plain_slice(&self, images: &Tensor) -> Result<Tensor, DataError> {
-        let Some(filter) = self.interpolation else {
+        let Some(Resize { interpolation, crop_pct }) = self.resize else {
             return resize(&self.normalizer.apply(images)?, self.image_size);
         };
-        let side = (self.image_size as f64 / self.crop_pct).floor() as i64;
-        let bytes = pil_resize(images, filter, (side, side))?;
+        let side = (self.image_size as f64 / crop_pct).floor() as i64;
+        let bytes = pil_resize(images, interpolation.into(), (side, side))?;
         self.normalizer.apply(&center_crop(&bytes, (self.image_size, self.image_size))?)
     }
 
@@ -135,30 +95,27 @@ impl Pipeline {
     }
 
     fn augmented_slice(&self, batch: &Batch, draw: Draw) -> Result<Tensor, DataError> {
-        let Augmentation { cut, policy, policy_first, color_jitter, hflip, .. } = &self.augmentation;
+        let AugmentRecipe { enlarged_crop, resized_crop, policy, color_jitter, hflip, .. } = self.augment;
         // RandomResizedCrop mirrors left to right on the way: nothing comes in between, and there it costs nothing.
-        let hflip = if matches!(cut, Some(Cut::Resized(_))) { 0.0 } else { *hflip };
+        let hflip = if resized_crop.is_some() { 0.0 } else { hflip };
         let keys = Keys { draw, batch };
         let mut bytes = batch.images.shallow_clone();
-        if let (Some(policy), true) = (policy, policy_first) {
-            bytes = self.policy(&bytes, policy, &keys)?;
+        if let Some(PolicyRecipe { name, first: true }) = policy {
+            bytes = self.policy(&bytes, &name, &keys)?;
         }
         bytes = self.cut_bytes(&bytes, &keys)?;
-        let side = match cut {
-            Some(Cut::Enlarged { from, .. }) => *from,
-            _ => self.image_size,
-        };
-        if let Some(filter) = self.interpolation {
-            bytes = pil_resize(&bytes, filter, (side, side))?;
+        let side = enlarged_crop.map_or(self.image_size, |crop| crop.from);
+        if let Some(Resize { interpolation, .. }) = self.resize {
+            bytes = pil_resize(&bytes, interpolation.into(), (side, side))?;
         }
-        let changes_colour = color_jitter.is_some() || (policy.is_some() && !policy_first);
+        let changes_colour = color_jitter.is_some() || policy.is_some_and(|policy| !policy.first);
         if changes_colour {
             bytes = self.mirrored(&bytes, &keys, hflip)?;
-            if let (Some(policy), false) = (policy, policy_first) {
-                bytes = self.policy(&bytes, policy, &keys)?;
+            if let Some(PolicyRecipe { name, first: false }) = policy {
+                bytes = self.policy(&bytes, &name, &keys)?;
             }
             if let Some(jitter) = color_jitter {
-                bytes = layers(&bytes, &keys.each("color jitter", |rng| jitter.draw(rng)))?;
+                bytes = layers(&bytes, &keys.each("color jitter", |rng| draw_jitter(&jitter, rng)))?;
             }
         }
 
@@ -172,28 +129,25 @@ impl Pipeline {
 
     /// Padding or RandomResizedCrop, which mirrors too.
     fn cut_bytes(&self, bytes: &Tensor, keys: &Keys) -> Result<Tensor, DataError> {
-        match &self.augmentation.cut {
-            Some(Cut::Resized(resized)) => {
-                let (height, width) = height_and_width(bytes)?;
-                let draws = keys.each("resized crop", |rng| resized.draw(rng, height, width));
-                let (boxes, filters): (Vec<_>, Vec<_>) = draws.into_iter().unzip();
-                let mirrored = keys.each("flip", |rng| chance(rng, self.augmentation.hflip));
-                let size = (self.image_size, self.image_size);
-                mirrored_resized_crop(bytes, &boxes, &filters, &mirrored, size)
-            }
-            Some(Cut::Padded(padding)) => {
-                let place = |rng: &mut ChaCha8Rng| crop_offset(rng, (2 * padding, 2 * padding));
-                pad_crop(bytes, *padding, &keys.each("padded crop", place))
-            }
-            Some(Cut::Enlarged { .. }) | None => Ok(bytes.shallow_clone()),
+        let AugmentRecipe { resized_crop, padding, hflip, .. } = self.augment;
+        if let Some(resized) = resized_crop {
+            let (height, width) = height_and_width(bytes)?;
+            let draws = keys.each("resized crop", |rng| draw_crop(&resized, rng, height, width));
+            let (boxes, filters): (Vec<_>, Vec<_>) = draws.into_iter().unzip();
+            let mirrored = keys.each("flip", |rng| chance(rng, hflip));
+            let size = (self.image_size, self.image_size);
+            return mirrored_resized_crop(bytes, &boxes, &filters, &mirrored, size);
         }
+        let Some(padding) = padding else { return Ok(bytes.shallow_clone()) };
+        let place = |rng: &mut ChaCha8Rng| crop_offset(rng, (2 * padding, 2 * padding));
+        pad_crop(bytes, padding, &keys.each("padded crop", place))
     }
 
     /// Keras's crop of the enlarged images.
     fn cut_floats(&self, floats: Tensor, keys: &Keys) -> Result<Tensor, DataError> {
-        let Some(Cut::Enlarged { from, per_image }) = self.augmentation.cut else { return Ok(floats) };
+        let Some(EnlargedCrop { from, offset }) = self.augment.enlarged_crop else { return Ok(floats) };
         let room = (from - self.image_size, from - self.image_size);
-        if per_image {
+        if offset == CropOffset::Image {
             let offsets = keys.each("image crop", |rng| crop_offset(rng, room));
             return crop(&floats, (self.image_size, self.image_size), &offsets);
         }
@@ -218,14 +172,10 @@ impl Pipeline {
         draw: Draw,
         first: usize,
     ) -> Result<Epoch<'a>, DataError> {
-        match &self.augmentation.cut {
-            Some(Cut::Resized(resized)) => resized.validate()?,
-            Some(Cut::Enlarged { .. } | Cut::Padded(_)) | None => {}
-        }
-        self.augmentation.erasing.as_ref().map_or(Ok(()), RandomErasing::validate)?;
-        let at_once = match self.augmentation.cut {
+        self.augment.validate(self.image_size)?;
+        let at_once = match self.augment.enlarged_crop {
             // Drawn for each batch.
-            Some(Cut::Enlarged { per_image: false, .. }) => 1,
+            Some(EnlargedCrop { offset: CropOffset::Batch, .. }) => 1,
             _ => at_once::batches(batch_size, set.image_pixels(), self.shown()),
         };
         let chunks = set.batches_from(order, batch_size.saturating_mul(at_once), first / at_once)?;
@@ -237,7 +187,7 @@ impl Pipeline {
     }
 
     fn warped_and_erased(&self, floats: Tensor, keys: &Keys) -> Result<Tensor, DataError> {
-        let Augmentation { rotation_degrees, zoom: factor, erasing, .. } = &self.augmentation;
+        let AugmentRecipe { rotation_degrees, zoom: factor, erasing, .. } = self.augment;
         let device = floats.device();
         let mut floats = floats;
         if let Some(degrees) = rotation_degrees {
@@ -251,22 +201,23 @@ impl Pipeline {
         }
         if let Some(erasing) = erasing {
             let (height, width) = height_and_width(&floats)?;
-            let draws = keys.each("erasing", |rng| erasing.draw(rng, height, width));
-            floats = erase(&floats, &draws, erasing.remode)?;
+            let draws = keys.each("erasing", |rng| draw_erasure(&erasing, rng, height, width));
+            floats = erase(&floats, &draws, erasing.mode)?;
         }
         Ok(floats)
     }
 
     fn policy(&self, bytes: &Tensor, policy: &Policy, keys: &Keys) -> Result<Tensor, DataError> {
         let (height, width) = height_and_width(bytes)?;
-        let ops = |rng: &mut ChaCha8Rng| policy.draw(rng, height, width, self.fill).collect::<Vec<_>>();
+        let ops = |rng: &mut ChaCha8Rng| draw_ops(policy, rng, height, width, self.fill).collect::<Vec<_>>();
         layers(bytes, &keys.each("policy", ops))
     }
 
     /// Mirrored left to right with probability `hflip`, and top to bottom.
     fn mirrored(&self, images: &Tensor, keys: &Keys, hflip: f64) -> Result<Tensor, DataError> {
         let mut images = images.shallow_clone();
-        for (purpose, p, dimension) in [("flip", hflip, 3), ("vertical flip", self.augmentation.vflip, 2)] {
+        let vflip = self.augment.vflip.unwrap_or_default();
+        for (purpose, p, dimension) in [("flip", hflip, 3), ("vertical flip", vflip, 2)] {
             if p > 0.0 {
                 let mask = keys.each(purpose, |rng| chance(rng, p));
                 images = flip(&images, &upload(&mask, images.device())?, dimension)?;

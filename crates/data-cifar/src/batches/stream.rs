@@ -7,11 +7,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use rayon::ThreadPool;
+use run_record::FolderRecipe;
 use tch::{Device, Kind, Tensor};
 
 use crate::batches::at_once;
 use crate::error::DataError;
-use crate::sets::folder::{FolderOptions, PictureFile};
+use crate::sets::folder::{PictureFile, image_bytes};
 use crate::sets::index::FolderIndex;
 use crate::sets::load::{pool, read_batch, zeroed};
 
@@ -30,7 +31,9 @@ pub struct StreamSet {
 #[derive(Debug)]
 struct PartFiles {
     root: PathBuf,
-    options: FolderOptions,
+    options: FolderRecipe,
+    /// Bytes of memory that decoding a picture may take.
+    memory: u64,
     pictures: Vec<PictureFile>,
     /// SHA-256 of each image's pixels.
     digests: Vec<[u8; 32]>,
@@ -54,6 +57,7 @@ impl FolderIndex {
             let files = PartFiles {
                 root: self.folder.root.clone(),
                 options: self.folder.options,
+                memory: self.folder.memory,
                 pictures: order.iter().map(|&n| self.folder.files[n].clone()).collect(),
                 digests: order.iter().map(|&n| *self.outcomes[n].digest()).collect(),
                 pool: pool(threads)?,
@@ -68,8 +72,9 @@ impl PartFiles {
     /// The batch of these images, pinned where it is for a GPU.
     fn read(&self, order: &[i64], device: Device, stop: &AtomicBool) -> Result<HostBatch, DataError> {
         let files: Vec<&PictureFile> = order.iter().map(|&image| &self.pictures[image as usize]).collect();
-        let mut pixels = zeroed(files.len() * self.options.image_bytes())?;
-        let results = read_batch(&self.pool, &self.root, &self.options, &files, &mut pixels, stop);
+        let mut pixels = zeroed(files.len() * image_bytes(&self.options))?;
+        let results =
+            read_batch(&self.pool, &self.root, &self.options, self.memory, &files, &mut pixels, stop);
         if stop.load(Ordering::Relaxed) {
             return Err(DataError::Stopped);
         }
@@ -86,7 +91,7 @@ impl PartFiles {
         if !device.is_cuda() {
             return Ok(batch);
         }
-        let (images, labels) = batch.into_tensors(self.options.side)?;
+        let (images, labels) = batch.into_tensors(self.options.stored_size)?;
         Ok(HostBatch::Pinned {
             images: images.f_internal_pin_memory(device)?,
             labels: labels.f_internal_pin_memory(device)?,
@@ -131,7 +136,7 @@ impl StreamSet {
 
     /// Pixels of an image.
     pub(crate) fn image_pixels(&self) -> usize {
-        self.files.options.image_bytes() / 3
+        image_bytes(&self.files.options) / 3
     }
 
     /// How many images are decoded at the same time.
@@ -146,8 +151,8 @@ impl StreamSet {
 
     /// Starts to decode the images of `order`, which are there, in batches of `batch_size`, which is not 0.
     pub(crate) fn decode_ahead(&self, order: Vec<i64>, batch_size: usize) -> Result<DecodedAhead, DataError> {
-        let side = self.files.options.side;
-        let waiting = at_once::waiting(batch_size.saturating_mul(self.files.options.image_bytes()));
+        let side = self.files.options.stored_size;
+        let waiting = at_once::waiting(batch_size.saturating_mul(image_bytes(&self.files.options)));
         let (sender, receiver) = sync_channel(waiting.min(self.prefetch));
         let stop = Arc::new(AtomicBool::new(false));
         let (files, device) = (Arc::clone(&self.files), self.device);

@@ -59,9 +59,7 @@ impl Folder {
         }
         let labels: Vec<u16> = self.files.iter().map(|file| file.label).collect();
         let [mut train, validation, mut test] = parts.map(|files| stratified(&files, &labels));
-        let share = self.options.test_fraction;
-        if !self.has_test && share > 0.0 && !train.is_empty() {
-            let n = train.len();
+        if let (false, Some(share), n @ 1..) = (self.has_test, self.options.test_fraction, train.len()) {
             let count = ((n as f64 * share).round() as usize).max(1);
             if count >= n {
                 let text = format!(

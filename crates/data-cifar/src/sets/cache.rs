@@ -45,7 +45,7 @@ impl Record {
         Self {
             version: VERSION,
             root: index.folder.root.to_string_lossy().into_owned(),
-            options: index.folder.options.describe(),
+            options: format!("{:?}", index.folder.options),
             listing: index.folder.listing_digest(),
             class_names: index.folder.class_names.clone(),
             train: index.train_len(),
@@ -62,7 +62,7 @@ pub(crate) fn cache_file(directory: &Path, folder: &Folder, with_images: bool) -
     let mut key = Sha256::new();
     key.update(folder.root.as_os_str().as_encoded_bytes());
     key.update([0]); // in no path
-    key.update(folder.options.describe());
+    key.update(format!("{:?}", folder.options));
     if folder.classes_given {
         folder.class_names.iter().for_each(|name| key.update([&[0], name.as_bytes()].concat()));
     }
@@ -83,7 +83,7 @@ pub(crate) fn read_images(path: &Path, folder: &Folder) -> Result<Option<(Folder
     if cache.tensor("labels", Dtype::U16, &[n])? != labels(&index).collect::<Vec<u8>>() {
         return Err("its labels are not the folder's".into());
     }
-    let side = folder.options.side as usize;
+    let side = folder.options.stored_size as usize;
     let pixels = cache.tensor("images", Dtype::U8, &[n, 3, side, side])?;
     Ok(Some((index, pixels)))
 }
@@ -97,7 +97,7 @@ pub(crate) fn write(path: &Path, index: &FolderIndex, pixels: Option<&[u8]>) -> 
     let mut tensors = vec![("digests", Dtype::U8, vec![index.outcomes.len(), 32], digests.len())];
     let labels: Vec<u8> = labels(index).collect();
     if let Some(pixels) = pixels {
-        let side = index.folder.options.side as usize;
+        let side = index.folder.options.stored_size as usize;
         let n = index.train_len() + index.test_len();
         parts.extend([labels.as_slice(), pixels]);
         tensors.push(("labels", Dtype::U16, vec![n], labels.len()));

@@ -6,11 +6,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use run_record::{FolderRecipe, OnError};
 use sha2::{Digest, Sha256};
 use unicode_normalization::UnicodeNormalization;
 
-use crate::augment::fit::{CropMode, check};
-use crate::augment::ops::Filter;
 use crate::error::DataError;
 use crate::sets::dataset::{Skipped, hex};
 use crate::sets::decode::FORMATS;
@@ -18,59 +17,9 @@ use crate::sets::layout::{
     Layout, Listing, Part, PartDirectory, extension, is_picture, layout, problem, read_directory, some,
 };
 
-/// What to do about a picture that cannot be decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum OnError {
-    /// Leave it out and say so in [`Dataset::skipped`](crate::Dataset::skipped).
-    Skip,
-    /// Stop; the error is that of the first such file by name.
-    Fail,
-}
-
-/// How the pictures of a folder become a data set.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FolderOptions {
-    /// Width and height of every image, in pixels, 1 to 4096.
-    pub side: u32,
-    /// How a picture becomes square.
-    pub crop_mode: CropMode,
-    /// How it is resized: [`Filter::Bilinear`] or [`Filter::Bicubic`].
-    pub filter: Filter,
-    /// What to do about a picture that cannot be decoded.
-    pub on_error: OnError,
-    /// The share of the training images that is cut off for testing, from 0 to below 1, rounded to whole images but one
-    /// at least if it is above 0. A folder with a test part of its own keeps that.
-    pub test_fraction: f64,
-    /// The most bytes of memory that decoding a picture may take. A larger one is an error, whatever is to be done about
-    /// those that cannot be decoded: what a data set holds does not depend on the machine.
-    pub memory: u64,
-}
-
-impl FolderOptions {
-    /// Bytes of one image.
-    pub(crate) fn image_bytes(&self) -> usize {
-        3 * self.side as usize * self.side as usize
-    }
-
-    /// The options that images depend on, in words that no others have; part of a cache's key.
-    pub(crate) fn describe(&self) -> String {
-        let crop = match self.crop_mode {
-            CropMode::Center => "center".to_owned(),
-            CropMode::Squash => "squash".to_owned(),
-            CropMode::Border { fill: [red, green, blue] } => format!("border {red} {green} {blue}"),
-        };
-        let filter = match self.filter {
-            Filter::Nearest => "nearest",
-            Filter::Bilinear => "bilinear",
-            Filter::Bicubic => "bicubic",
-        };
-        let on_error = match self.on_error {
-            OnError::Skip => "skip",
-            OnError::Fail => "fail",
-        };
-        let (side, test) = (self.side, self.test_fraction);
-        format!("side {side}, {crop}, {filter}, {on_error}, test {test}")
-    }
+/// Bytes of one image.
+pub(crate) fn image_bytes(options: &FolderRecipe) -> usize {
+    3 * options.stored_size as usize * options.stored_size as usize
 }
 
 /// A picture file that was found, not yet opened.
@@ -90,7 +39,9 @@ pub(crate) struct PictureFile {
 #[derive(Debug, Clone)]
 pub struct Folder {
     pub(crate) root: PathBuf,
-    pub(crate) options: FolderOptions,
+    pub(crate) options: FolderRecipe,
+    /// Bytes that decoding a picture may take.
+    pub(crate) memory: u64,
     pub(crate) class_names: Vec<String>,
     /// Whether the classes were given and not found.
     pub(crate) classes_given: bool,
@@ -127,14 +78,10 @@ pub struct Folder {
 /// to be skipped), a link back to a directory it lies in, or an option out of range.
 pub fn list_folder(
     root: &Path,
-    options: &FolderOptions,
+    options: &FolderRecipe,
     classes: Option<&[String]>,
 ) -> Result<Folder, DataError> {
-    if !(0.0..1.0).contains(&options.test_fraction) {
-        let share = options.test_fraction;
-        return Err(DataError::Argument(format!("test_fraction must be from 0 to below 1, not {share}")));
-    }
-    check(options.side, options.filter)?;
+    options.validate()?;
     let root = fs::canonicalize(root).map_err(|source| match source.kind() {
         ErrorKind::NotFound => {
             DataError::Missing { file: root.to_path_buf(), hint: "it must be a folder of pictures".into() }
@@ -145,6 +92,7 @@ pub fn list_folder(
     let mut folder = Folder {
         root,
         options: *options,
+        memory: u64::MAX,
         class_names: classes.unwrap_or_default().to_vec(),
         classes_given: classes.is_some(),
         files: Vec::new(),
@@ -182,6 +130,13 @@ pub fn list_folder(
 }
 
 impl Folder {
+    /// The same folder, of which decoding a picture may take so many bytes of memory; at first there is no limit. A larger
+    /// picture is an error even where those that cannot be decoded are left out: what a data set holds does not depend on
+    /// the machine.
+    pub fn with_memory(self, bytes: u64) -> Self {
+        Self { memory: bytes, ..self }
+    }
+
     /// The folder with all links resolved.
     pub fn root(&self) -> &Path {
         &self.root
@@ -204,7 +159,7 @@ impl Folder {
 
     /// Bytes of all images once decoded, to decide between [`Folder::load`] and streaming.
     pub fn bytes(&self) -> u64 {
-        self.len() as u64 * self.options.image_bytes() as u64
+        self.len() as u64 * image_bytes(&self.options) as u64
     }
 
     /// Whether the folder has a test part of its own.

@@ -41,7 +41,7 @@ impl FolderIndex {
             outcomes.iter().map(|outcome| matches!(outcome, Outcome::Pixels(_))).collect();
         let arrangement = folder.arrange(&decoded)?;
         let mut digest = Sha256::new();
-        digest.update(folder.options.side.to_le_bytes());
+        digest.update(folder.options.stored_size.to_le_bytes());
         for part in [&arrangement.train, &arrangement.test] {
             digest.update((part.len() as u64).to_le_bytes());
             for &n in part {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ndarray::{ArcArray, Axis};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use run_record::{FolderRecipe, OnError};
 use sha2::{Digest, Sha256};
 
 use crate::augment::fit::fit;
@@ -16,7 +17,7 @@ use crate::sets::arrangement::Arrangement;
 use crate::sets::cache;
 use crate::sets::dataset::{Dataset, Labelled};
 use crate::sets::decode::decode;
-use crate::sets::folder::{Folder, FolderOptions, OnError, PictureFile};
+use crate::sets::folder::{Folder, PictureFile, image_bytes};
 use crate::sets::index::{FolderIndex, Outcome};
 
 /// The largest file that is read.
@@ -71,7 +72,7 @@ impl Folder {
                 Err(reason) => not_used(path, &reason, progress),
             }
         }
-        let bytes = self.options.image_bytes();
+        let bytes = image_bytes(&self.options);
         let mut pixels = Vec::new();
         pixels.try_reserve_exact(self.len().saturating_mul(bytes)).map_err(|_| {
             DataError::Argument(format!("not enough memory for {} images of {bytes} bytes", self.len()))
@@ -122,13 +123,13 @@ impl Folder {
         progress: &mut dyn FnMut(FolderProgress<'_>),
         mut keep: impl FnMut(&[u8]),
     ) -> Result<Decoded, DataError> {
-        let bytes = self.options.image_bytes();
+        let bytes = image_bytes(&self.options);
         let chunk = (CHUNK_BYTES / bytes).clamp(2 * pool.current_num_threads(), 1024);
         let mut pixels = zeroed(chunk * bytes)?;
         let mut decoded = Decoded { outcomes: Vec::with_capacity(self.len()), is_final: true };
         for files in self.files.chunks(chunk) {
             let files: Vec<&PictureFile> = files.iter().collect();
-            let results = read_batch(pool, &self.root, &self.options, &files, &mut pixels, stop);
+            let results = read_batch(pool, &self.root, &self.options, self.memory, &files, &mut pixels, stop);
             if stop.load(Ordering::Relaxed) {
                 return Err(DataError::Stopped);
             }
@@ -155,7 +156,7 @@ impl Folder {
 
     /// Whether every image has the pixels it is known to have.
     fn verify(&self, pool: &ThreadPool, index: &FolderIndex, pixels: &[u8]) -> bool {
-        let images = pixels.par_chunks_exact(self.options.image_bytes());
+        let images = pixels.par_chunks_exact(image_bytes(&self.options));
         let Arrangement { train, test, .. } = &index.arrangement;
         let is_intact = |(image, &n): (&[u8], &usize)| {
             <[u8; 32]>::from(Sha256::digest(image)) == *index.outcomes[n].digest()
@@ -206,12 +207,13 @@ pub(crate) fn pool(threads: usize) -> Result<ThreadPool, DataError> {
 pub(crate) fn read_batch(
     pool: &ThreadPool,
     root: &Path,
-    options: &FolderOptions,
+    options: &FolderRecipe,
+    memory: u64,
     files: &[&PictureFile],
     pixels: &mut [u8],
     stop: &AtomicBool,
 ) -> Vec<Result<[u8; 32], DataError>> {
-    let images = pixels.par_chunks_exact_mut(options.image_bytes());
+    let images = pixels.par_chunks_exact_mut(image_bytes(options));
     pool.install(|| {
         files
             .par_iter()
@@ -221,7 +223,7 @@ pub(crate) fn read_batch(
                 if stop.load(Ordering::Relaxed) {
                     return Ok([0; 32]);
                 }
-                read_image(&root.join(&file.path), options, image)?;
+                read_image(&root.join(&file.path), options, memory, image)?;
                 Ok(Sha256::digest(&*image).into())
             })
             .collect()
@@ -229,7 +231,7 @@ pub(crate) fn read_batch(
 }
 
 /// Reads, decodes and resizes a file into `image`, `[3, S, S]`.
-fn read_image(path: &Path, options: &FolderOptions, image: &mut [u8]) -> Result<(), DataError> {
+fn read_image(path: &Path, options: &FolderRecipe, memory: u64, image: &mut [u8]) -> Result<(), DataError> {
     let unreadable = |source| DataError::Read { file: path.to_path_buf(), source };
     let mut bytes = Vec::new();
     let mut file = File::open(path).map_err(unreadable)?.take(MAX_FILE_BYTES + 1);
@@ -238,7 +240,8 @@ fn read_image(path: &Path, options: &FolderOptions, image: &mut [u8]) -> Result<
         let reason = format!("larger than {MAX_FILE_BYTES} bytes");
         return Err(DataError::Picture { file: path.to_path_buf(), reason });
     }
-    let square = fit(decode(&bytes, path, options.memory)?, options.side, options.crop_mode, options.filter)?;
+    let FolderRecipe { stored_size, crop_mode, interpolation, .. } = *options;
+    let square = fit(decode(&bytes, path, memory)?, stored_size, crop_mode, [0; 3], interpolation)?;
     for (channel, plane) in image.chunks_exact_mut(square.pixels.len() / 3).enumerate() {
         for (value, pixel) in plane.iter_mut().zip(square.pixels.chunks_exact(3)) {
             *value = pixel[channel];
@@ -279,7 +282,7 @@ fn arrange_pixels(images: &mut [u8], index: &FolderIndex, bytes: usize) {
 /// The data set of pixels that are in the order of the parts, which have them in common.
 fn dataset(index: &FolderIndex, pixels: Vec<u8>) -> Result<Dataset, DataError> {
     let FolderIndex { folder, arrangement: Arrangement { train, test, .. }, .. } = index;
-    let side = folder.options.side as usize;
+    let side = folder.options.stored_size as usize;
     let images = ArcArray::from_shape_vec((train.len() + test.len(), 3, side, side), pixels)
         .map_err(|error| DataError::Argument(error.to_string()))?;
     let part = |order: &[usize], first: usize| {

@@ -79,7 +79,7 @@ fn assert_rates(found: &[f64], wanted: impl Fn(usize) -> f64) {
 #[test]
 fn warmup_cosine_moves_the_weights_in_every_update_and_falls_to_the_end() {
     for warmup in [0.0, 0.1, 0.5, 0.99] {
-        for (lr, _, _, found) in runs(|_| Schedule::WarmupCosine { warmup, tutorial_steps: None }) {
+        for (lr, _, _, found) in runs(|_| Schedule::WarmupCosine { warmup, tutorial_steps: false }) {
             let total = found.len();
             let warm = (warmup * total as f64) as usize;
             assert_rates(&found, |step| {
@@ -98,7 +98,7 @@ fn warmup_cosine_moves_the_weights_in_every_update_and_falls_to_the_end() {
 
 #[test]
 fn the_tutorials_steps_are_used_only_where_they_leave_no_epoch_without_a_rate() {
-    let schedule = |_| Schedule::WarmupCosine { warmup: 0.1, tutorial_steps: Some(true) };
+    let schedule = |_| Schedule::WarmupCosine { warmup: 0.1, tutorial_steps: true };
     let mut fit = Vec::new();
     for (lr, epochs, per_epoch, found) in runs(schedule) {
         let total = lr.images * epochs / 32;
@@ -218,7 +218,7 @@ fn the_harmonic_warmup_and_the_constant_rate_do_not_depend_on_the_number_of_upda
 fn repeated_augmentation_leaves_the_epochs_their_length() {
     let order: Vec<i64> = (0..1_000).collect();
     let images = data_cifar::repeated(&order, 3).len();
-    let lr = rates(Schedule::WarmupCosine { warmup: 0.5, tutorial_steps: None }, 1.0, images, 32, 2);
+    let lr = rates(Schedule::WarmupCosine { warmup: 0.5, tutorial_steps: false }, 1.0, images, 32, 2);
     // 768 images are 24 updates.
     assert_eq!([lr.at(0), lr.at(24)], [1.0 / 25.0, 1.0]);
     assert!(lr.at(47) > 0.0 && lr.at(48) < 1e-15);
@@ -246,8 +246,7 @@ fn assert_close(name: &str, step: f64, got: f64, want: f64) {
 #[test]
 fn warmup_cosine_is_the_published_one() {
     // 40,000 images in batches of 128 for 50 epochs, 15 % warm-up.
-    let lr =
-        rates(Schedule::WarmupCosine { warmup: 0.15, tutorial_steps: Some(true) }, 1e-3, 40_000, 128, 50);
+    let lr = rates(Schedule::WarmupCosine { warmup: 0.15, tutorial_steps: true }, 1e-3, 40_000, 128, 50);
     assert_eq!(lr.steps(true), 15_625);
     lr.check().unwrap(); // of the last epoch, 288 updates change something
     for (step, want) in [
@@ -270,7 +269,7 @@ fn warmup_cosine_is_the_published_one() {
 #[test]
 fn a_run_of_one_step_has_a_rate() {
     for warmup in [0.0, 0.9] {
-        let lr = rates(Schedule::WarmupCosine { warmup, tutorial_steps: None }, 0.5, 1, 1, 1);
+        let lr = rates(Schedule::WarmupCosine { warmup, tutorial_steps: false }, 0.5, 1, 1, 1);
         assert!((0..3).all(|step| lr.at(step).is_finite()));
         assert_eq!(lr.at(0), 0.5);
     }

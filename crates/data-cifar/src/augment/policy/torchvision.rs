@@ -2,7 +2,7 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use super::{Policy, Setting, either_way, number};
+use super::either_way;
 use crate::augment::ops::{Filter, Op};
 use crate::rng::below;
 
@@ -10,18 +10,6 @@ use crate::rng::below;
 const STRONGEST: u8 = 30;
 
 const BLACK: [u8; 3] = [0; 3];
-
-pub(super) fn from_settings(settings: &[Setting]) -> Result<Policy, String> {
-    let (mut num_ops, mut magnitude) = (2, 9);
-    for &setting in settings {
-        match setting.0 {
-            "n" => num_ops = number(setting, 1..=16)?,
-            "m" => magnitude = number(setting, 0..=STRONGEST)?,
-            key => return Err(format!("{key:?} is not known; there are n and m")),
-        }
-    }
-    Ok(Policy::TorchvisionRandAugment { num_ops, magnitude })
-}
 
 pub(super) fn draw_op(magnitude: u8, rng: &mut ChaCha8Rng, height: i64, width: i64) -> Option<Op> {
     let scale = |end: f64| linspace(0.0, end, magnitude);

@@ -1,19 +1,20 @@
 //! What a pipeline makes of images, and on what that depends.
 
 use super::*;
-use crate::augment::erase::EraseMode;
 use crate::augment::normalize::ChannelStats;
-use crate::augment::resample::Interpolation;
 use ndarray::{ArcArray, Array1};
 use proptest::prelude::*;
+use run_record::{
+    ColorJitter, EraseMode, Interpolation, RandomErasing, RandomResizedCrop, TrainInterpolation,
+};
 use tch::{Device, Kind};
 
 use crate::sets::dataset::Labelled;
 
-fn pipeline(image_size: i64, augmentation: Augmentation) -> Pipeline {
+fn pipeline(image_size: i64, augment: AugmentRecipe) -> Pipeline {
     let normalizer = Normalizer::new(&ChannelStats::UNIT, Device::Cpu).unwrap();
     let fill = [125, 123, 114];
-    Pipeline { normalizer, image_size, interpolation: None, crop_pct: 1.0, augmentation, fill }
+    Pipeline { normalizer, image_size, resize: None, augment, fill }
 }
 
 /// Images of noise and flat parts.
@@ -38,21 +39,30 @@ fn epoch(pipeline: &Pipeline, set: &ImageSet, order: &[i64], batch_size: usize, 
     Tensor::cat(&shown, 0)
 }
 
-fn everything() -> Augmentation {
-    Augmentation {
-        cut: Some(Cut::Resized(RandomResizedCrop {
-            scale: (0.3, 1.0),
-            ratio: (0.75, 4.0 / 3.0),
-            interpolation: Interpolation::Random,
-        })),
+/// Resized to so many pixels and cut.
+fn enlarged(from: i64, offset: CropOffset) -> AugmentRecipe {
+    AugmentRecipe { enlarged_crop: Some(EnlargedCrop { from, offset }), ..AugmentRecipe::default() }
+}
+
+fn policy(name: &str, first: bool) -> Option<PolicyRecipe> {
+    Some(PolicyRecipe { name: Policy::parse(name).unwrap(), first })
+}
+
+fn everything() -> AugmentRecipe {
+    AugmentRecipe {
+        resized_crop: Some(RandomResizedCrop {
+            scale: [0.3, 1.0],
+            ratio: [0.75, 4.0 / 3.0],
+            interpolation: TrainInterpolation::Random,
+        }),
         hflip: 0.5,
-        vflip: 0.3,
-        policy: Some(Policy::parse("rand-m9-mstd0.5-inc1").unwrap()),
-        policy_first: false,
-        color_jitter: Some(ColorJitter::new(0.4, 0.4, 0.4, 0.1).unwrap()),
+        vflip: Some(0.3),
+        policy: policy("rand-m9-mstd0.5-inc1", false),
+        color_jitter: Some(ColorJitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 }),
         rotation_degrees: Some(7.2),
         zoom: Some(0.2),
-        erasing: Some(RandomErasing::timm(0.5, EraseMode::Pixel, 2)),
+        erasing: Some(RandomErasing { prob: 0.5, mode: EraseMode::Pixel, count: 2 }),
+        ..AugmentRecipe::default()
     }
 }
 
@@ -61,8 +71,23 @@ fn what_an_image_goes_through_does_not_depend_on_the_batch_or_the_order() {
     let set = set(23, 12);
     let pipelines = [
         pipeline(10, everything()),
-        pipeline(12, Augmentation { cut: Some(Cut::Padded(2)), policy_first: true, ..everything() }),
-        pipeline(9, Augmentation { cut: Some(Cut::Enlarged { from: 13, per_image: true }), ..everything() }),
+        pipeline(
+            12,
+            AugmentRecipe {
+                padding: Some(2),
+                resized_crop: None,
+                policy: policy("rand-m9-mstd0.5-inc1", true),
+                ..everything()
+            },
+        ),
+        pipeline(
+            9,
+            AugmentRecipe {
+                enlarged_crop: enlarged(13, CropOffset::Image).enlarged_crop,
+                resized_crop: None,
+                ..everything()
+            },
+        ),
     ];
     for pipeline in &pipelines {
         let order: Vec<i64> = (0..23).collect();
@@ -82,8 +107,7 @@ fn what_an_image_goes_through_does_not_depend_on_the_batch_or_the_order() {
 #[test]
 fn batches_are_the_same_whether_augmented_one_by_one_or_several_at_once() {
     let everything = pipeline(32, everything());
-    let cut = Some(Cut::Enlarged { from: 34, per_image: false });
-    let per_batch = pipeline(32, Augmentation { cut, ..Augmentation::default() });
+    let per_batch = pipeline(32, enlarged(34, CropOffset::Batch));
     let small = set(300, 16);
     let order = crate::rng::permutation(3, 1, 10..290);
     for pipeline in [everything, per_batch] {
@@ -103,18 +127,17 @@ fn batches_are_the_same_whether_augmented_one_by_one_or_several_at_once() {
         assert!(difference.max().double_value(&[]) <= 3.0 / 255.0);
         assert!(difference.gt(1e-6).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]) < 1e-4);
     }
-    assert!(pipeline(32, Augmentation::default()).epoch(&small, &[0], 0, draw(1, 1), 0).is_err());
+    assert!(pipeline(32, AugmentRecipe::default()).epoch(&small, &[0], 0, draw(1, 1), 0).is_err());
 }
 
 #[test]
 fn an_epoch_that_starts_later_has_the_same_batches_to_the_last_bit() {
-    let cut = Some(Cut::Enlarged { from: 34, per_image: false });
-    let per_batch = Augmentation { cut, ..Augmentation::default() };
+    let per_batch = enlarged(34, CropOffset::Batch);
     // 1,024 images of 32×32 are augmented at once: ten batches of 96.
     let images = set(1_300, 16);
     let order = crate::rng::permutation(3, 1, 0..1_300);
-    for augmentation in [everything(), per_batch] {
-        let pipeline = pipeline(32, augmentation);
+    for augment in [everything(), per_batch] {
+        let pipeline = pipeline(32, augment);
         let from = |first| pipeline.epoch(&images, &order, 96, draw(3, 1), first).unwrap();
         let whole: Vec<Augmented> = from(0).map(Result::unwrap).collect();
         for first in [1, 9, 10, 11, 13] {
@@ -146,8 +169,7 @@ fn repetitions_of_an_image_differ_and_the_first_is_what_it_is_without_them() {
 #[test]
 fn a_batch_is_cropped_at_one_place_and_every_place_is_drawn() {
     let bytes = Tensor::arange(36, (Kind::Uint8, Device::Cpu)).view([1, 1, 6, 6]).repeat([3, 3, 1, 1]);
-    let cut = Some(Cut::Enlarged { from: 6, per_image: false });
-    let pipeline = pipeline(4, Augmentation { cut, ..Augmentation::default() });
+    let pipeline = pipeline(4, enlarged(6, CropOffset::Batch));
     let mut places = std::collections::BTreeSet::new();
     for number in 0..100 {
         let (images, labels) = (bytes.shallow_clone(), Tensor::zeros([3], (Kind::Int64, Device::Cpu)));
@@ -166,8 +188,7 @@ fn where_a_batch_is_cropped_never_changes() {
     let rows =
         Tensor::arange(52, (Kind::Uint8, Device::Cpu)).view([1, 1, 52, 1]).expand([1, 1, 52, 52], false);
     let bytes = Tensor::cat(&[&rows, &rows.transpose(2, 3), &rows], 1).contiguous();
-    let cut = Some(Cut::Enlarged { from: 52, per_image: false });
-    let pipeline = pipeline(48, Augmentation { cut, ..Augmentation::default() });
+    let pipeline = pipeline(48, enlarged(52, CropOffset::Batch));
     for (number, (top, left)) in (0..).zip([(0, 2), (1, 2), (2, 4), (2, 4)]) {
         let (images, labels) = (bytes.shallow_clone(), Tensor::zeros([1], (Kind::Int64, Device::Cpu)));
         let batch = Batch { images, labels, indices: vec![0], start: 0, number };
@@ -180,15 +201,15 @@ fn where_a_batch_is_cropped_never_changes() {
 #[test]
 fn evaluation_shows_the_middle_as_timm_does() {
     let bytes = set(3, 16).batches(&[0, 1, 2], 3).unwrap().next().unwrap().unwrap().images;
-    let mut pipeline = pipeline(12, Augmentation::default());
+    let mut pipeline = pipeline(12, AugmentRecipe::default());
     let keras = pipeline.plain(&bytes).unwrap();
     assert_eq!(keras, resize(&(bytes.to_kind(Kind::Float) / 255.0), 12).unwrap());
     // 12/0.75 is 16: no resizing, and two pixels fall away on each side.
-    (pipeline.interpolation, pipeline.crop_pct) = (Some(Filter::Bicubic), 0.75);
+    pipeline.resize = Some(Resize { interpolation: Interpolation::Bicubic, crop_pct: 0.75 });
     let middle = bytes.narrow(2, 2, 12).narrow(3, 2, 12).to_kind(Kind::Float) / 255.0;
     assert_eq!(pipeline.plain(&bytes).unwrap(), middle);
-    pipeline.crop_pct = 1.0;
-    let shrunk = pil_resize(&bytes, Filter::Bicubic, (12, 12)).unwrap();
+    pipeline.resize = Some(Resize { interpolation: Interpolation::Bicubic, crop_pct: 1.0 });
+    let shrunk = pil_resize(&bytes, Interpolation::Bicubic.into(), (12, 12)).unwrap();
     assert_eq!(pipeline.plain(&bytes).unwrap(), shrunk.to_kind(Kind::Float) / 255.0);
 }
 
@@ -197,22 +218,19 @@ proptest! {
 
     /// Without noise, whatever is drawn stays within the range of bytes.
     #[test]
-    fn images_stay_in_range(seed in any::<u64>(), side in 1usize..20, size in 1i64..20, policy in 0usize..3, cut in 0..4) {
-        let policy = ["rand-m9-mstd0.5-inc1", "torchvision-n2-m12", "cifar10"][policy];
-        let augmentation = Augmentation {
-            cut: match cut {
-                0 => None,
-                1 => Some(Cut::Padded(3)),
-                2 => Some(Cut::Enlarged { from: size + 3, per_image: seed % 2 == 0 }),
-                _ => everything().cut,
-            },
-            policy: Some(Policy::parse(policy).unwrap()),
-            policy_first: seed % 3 == 0,
-            erasing: Some(RandomErasing::timm(0.5, EraseMode::Const, 1)),
+    fn images_stay_in_range(seed in any::<u64>(), side in 1usize..20, size in 1i64..20, number in 0usize..3, cut in 0..4) {
+        let name = ["rand-m9-mstd0.5-inc1", "torchvision-n2-m12", "cifar10"][number];
+        let offset = if seed % 2 == 0 { CropOffset::Image } else { CropOffset::Batch };
+        let augment = AugmentRecipe {
+            padding: (cut == 1).then_some(3),
+            enlarged_crop: (cut == 2).then_some(EnlargedCrop { from: size + 3, offset }),
+            resized_crop: everything().resized_crop.filter(|_| cut == 3),
+            policy: policy(name, seed % 3 == 0),
+            erasing: Some(RandomErasing { prob: 0.5, mode: EraseMode::Const, count: 1 }),
             ..everything()
         };
-        let interpolation = (seed % 5 < 2).then_some(Filter::Bilinear);
-        let pipeline = Pipeline { interpolation, ..pipeline(size, augmentation) };
+        let resize = (seed % 5 < 2).then_some(Resize { interpolation: Interpolation::Bilinear, crop_pct: 1.0 });
+        let pipeline = Pipeline { resize, ..pipeline(size, augment) };
         let shown = epoch(&pipeline, &set(9, side), &[3, 1, 4, 5, 8], 3, draw(seed, 1));
         prop_assert_eq!(shown.size(), [5, 3, size, size]);
         let (low, high) = (shown.min().double_value(&[]), shown.max().double_value(&[]));
