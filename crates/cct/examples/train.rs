@@ -3,8 +3,7 @@
 
 use std::error::Error;
 
-use cct::CctConfig;
-use core_layers::{Model, ModelConfig};
+use cct::{CctConfig, Model};
 use tch::nn::OptimizerConfig;
 use tch::{Device, Kind, Tensor, nn};
 // For its link with libtorch_cuda, which a linker drops otherwise; see the crate's README.

@@ -1,14 +1,9 @@
 //! The numbers that make a CCT, CVT or ViT-Lite, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, InitScheme, ModelConfig, Resample, Variant, count, field_error, number_after,
-    require_rates, require_sizes, resize_position_embedding,
+    Activation, ConfigError, InitScheme, Variant, count, field_error, require_rates, require_sizes,
 };
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
-use tch::nn::Path;
-
-use crate::Cct;
 
 /// How an image becomes tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,12 +208,9 @@ impl CctConfig {
     }
 }
 
-impl ModelConfig for CctConfig {
-    type Network = Cct;
-
-    const FAMILY: &'static str = "cct";
-
-    const VARIANTS: &'static [Variant<Self>] = &[
+impl CctConfig {
+    /// Every variant with a name.
+    pub const VARIANTS: &'static [Variant<Self>] = &[
         Variant { name: "cct_reference", config: Self::reference },
         Variant { name: "cct_2_3x2_32", config: || Self::cct(2, 3, 2) },
         Variant { name: "cct_4_3x2_32", config: || Self::cct(4, 3, 2) },
@@ -242,41 +234,11 @@ impl ModelConfig for CctConfig {
         Variant { name: "vit_lite_7_4_32", config: || Self::vit_lite(7) },
     ];
 
-    const EMBEDDINGS: &'static [&'static str] = &["class_emb", "positional_emb"];
-
-    fn head(&self) -> &'static [&'static str] {
-        &["classifier.fc."]
-    }
-
-    fn layer_id(&self, name: &str) -> i64 {
-        let stem = ["tokenizer.", "classifier.class_emb", "classifier.positional_emb"];
-        match number_after(name, "classifier.blocks.") {
-            Some(block) => block + 1,
-            None if stem.iter().any(|prefix| name.starts_with(prefix)) => 0,
-            None if name.starts_with("classifier.norm.") => self.depth,
-            None => self.depth + 1,
-        }
-    }
-
-    /// The position embedding, bilinear, as the official implementation does. A class token's place
-    /// is the position that a square grid leaves over.
-    fn resample(name: &str, tensor: &Tensor, shape: &[i64]) -> Option<Tensor> {
-        if name != "classifier.positional_emb" || shape.len() != 3 {
-            return None;
-        }
-        let side = (shape[1] as f64).sqrt() as i64;
-        resize_position_embedding(tensor, shape[1] - side * side, side, Resample::Bilinear).ok()
-    }
-
-    fn image_size(&self) -> i64 {
-        self.image_size
-    }
-
-    fn num_classes(&self) -> i64 {
-        self.num_classes
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field out of its range, with the range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         require_sizes(&[
             ("image_size", self.image_size, 4_096),
             ("num_classes", self.num_classes, 1_000_000),
@@ -302,7 +264,8 @@ impl ModelConfig for CctConfig {
         Ok(())
     }
 
-    fn param_count(&self) -> u64 {
+    /// Trainable parameters of a valid configuration, counted without building the network.
+    pub fn param_count(&self) -> u64 {
         let (d, k, inner) = (self.embed_dim, self.kernel_size, self.num_heads * self.head_dim);
         let convolutions: u64 = (0..self.conv_layers)
             .map(|stage| {
@@ -326,7 +289,9 @@ impl ModelConfig for CctConfig {
         convolutions + patch_bias + positions + count(&[self.depth]) * block + norm + pooling + head
     }
 
-    fn macs(&self) -> u64 {
+    /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image of
+    /// `image_size`, attention products included, for a valid configuration.
+    pub fn macs(&self) -> u64 {
         let (d, k, inner) = (self.embed_dim, self.kernel_size, self.num_heads * self.head_dim);
         let (sides, _) = self.map_sides().unwrap_or_default();
         let convolutions: u64 = (0..)
@@ -341,11 +306,6 @@ impl ModelConfig for CctConfig {
         // The pooling's scores and weighted mean.
         let pooling = if self.class_token { 0 } else { count(&[2, n, d]) };
         convolutions + count(&[self.depth]) * block + pooling + count(&[d, self.num_classes])
-    }
-
-    fn init(&self, vs: &Path) -> Result<Cct, ConfigError> {
-        self.validate()?;
-        Ok(Cct::new(vs, self)?)
     }
 }
 

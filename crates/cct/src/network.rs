@@ -1,8 +1,8 @@
 //! The network: tokenizer, encoder, pooling, head.
 
 use core_layers::{
-    AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention, Padding,
-    SequencePooling, add_position_embedding, apply_drop_path, buffer, drop_path_mask, drop_path_rates,
+    AttentionConfig, ConfigError, Conv2d, EncoderBlock, EncoderConfig, EncoderPaths, Init, LayerNorm, Linear,
+    MlpConfig, Model, Padding, SequencePooling, add_position_embedding, buffer, drop_path_rates,
     first_token_map, map_to_tokens, pad_same, parameter, patch_embedding, prepend_tokens,
     sinusoidal_position_embedding,
 };
@@ -23,7 +23,7 @@ pub struct Cct {
     stages: Vec<Conv2d>,
     tokenizer: Tokenizer,
     position: Option<Tensor>,
-    blocks: Vec<Block>,
+    blocks: Vec<EncoderBlock>,
     norm: LayerNorm,
     pooling: Pooling,
     head: Linear,
@@ -38,19 +38,19 @@ enum Pooling {
     Sequence(SequencePooling),
 }
 
-#[derive(Debug)]
-struct Block {
-    first_norm: LayerNorm,
-    attention: MultiHeadAttention,
-    second_norm: LayerNorm,
-    mlp: Mlp,
-    wiring: Wiring,
-    drop_path_rate: f64,
-    shared_drop_path: bool,
+impl CctConfig {
+    /// Builds the network with freshly drawn parameters under `vs`.
+    ///
+    /// # Errors
+    /// A field out of its range, or what libtorch says when a tensor cannot be made.
+    pub fn init(&self, vs: &Path) -> Result<Cct, ConfigError> {
+        self.validate()?;
+        Ok(Cct::new(vs, self)?)
+    }
 }
 
 impl Cct {
-    pub(crate) fn new(vs: &Path, config: &CctConfig) -> Result<Self, TchError> {
+    fn new(vs: &Path, config: &CctConfig) -> Result<Self, TchError> {
         let dim = config.embed_dim;
         let classifier = vs / "classifier";
         let scheme = config.init.scheme();
@@ -84,7 +84,7 @@ impl Cct {
         let rates = drop_path_rates(config.drop_path_rate, config.depth);
         let blocks = (0..)
             .zip(rates)
-            .map(|(l, rate)| Block::new(&(&classifier / "blocks" / l), config, rate))
+            .map(|(l, rate)| encoder_block(&(&classifier / "blocks" / l), config, rate))
             .collect::<Result<Vec<_>, _>>()?;
         let classes = config.num_classes;
         Ok(Self {
@@ -167,64 +167,53 @@ fn tokenizer_stage(vs: &Path, config: &CctConfig, stage: i64) -> Result<Conv2d, 
     })
 }
 
-impl Block {
-    fn new(vs: &Path, config: &CctConfig, drop_path_rate: f64) -> Result<Self, TchError> {
-        let &CctConfig { embed_dim: dim, num_heads, head_dim, init, .. } = config;
-        let scheme = init.scheme();
-        let (qkv_init, proj_init) = match init {
-            CctInit::Official => (scheme.weight(dim, dim), scheme.weight(dim, dim)),
-            // Keras up to 3.12 takes the kernels [D, h, d] and [h, d, D] for those of convolutions.
-            CctInit::Keras => (
-                Init::GlorotUniform { fan_in: dim * num_heads, fan_out: dim * head_dim },
-                Init::GlorotUniform { fan_in: num_heads * head_dim, fan_out: num_heads * dim },
-            ),
-        };
-        let attention = AttentionConfig {
-            dim,
-            num_heads,
-            head_dim,
-            qkv_bias: config.qkv_bias,
-            external_query: false,
-            attn_drop: config.attn_drop,
-            qkv_init,
-            proj_init,
-            bias_init: Init::Zeros,
-        };
-        let mlp = MlpConfig {
-            dim,
-            hidden: config.mlp_hidden,
-            activation: config.activation,
-            act_on_output: config.act_on_output,
-            hidden_drop: config.mlp_drop,
-            output_drop: config.mlp_drop,
-            init: scheme,
-        };
-        Ok(Self {
-            first_norm: LayerNorm::new(&(vs / "pre_norm"), dim, NORM_EPS)?,
-            attention: MultiHeadAttention::new(&(vs / "self_attn"), attention)?,
-            second_norm: LayerNorm::new(&(vs / "norm1"), dim, NORM_EPS)?,
-            mlp: Mlp::new(&(vs / "linear1"), &(vs / "linear2"), mlp)?,
-            wiring: config.wiring,
-            drop_path_rate,
-            shared_drop_path: config.shared_drop_path,
-        })
-    }
-
-    /// `[B, N, D]` → the same shape, and the attention probabilities `[B, heads, N, N]`.
-    fn forward_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
-        let draw = || drop_path_mask(x, self.drop_path_rate, train);
-        let first = draw();
-        let second = if self.shared_drop_path { first.as_ref().map(Tensor::shallow_clone) } else { draw() };
-        let (mixed, probabilities) = self.attention.forward_t(&self.first_norm.forward(x), None, None, train);
-        let x = x + apply_drop_path(mixed, first.as_ref());
-        let normed = self.second_norm.forward(&x);
-        let branch = apply_drop_path(self.mlp.forward_t(&normed, train), second.as_ref());
-        let residual = match self.wiring {
-            Wiring::PreNorm => x,
-            Wiring::NormedResidual => normed,
-        };
-        (residual + branch, probabilities)
-    }
+/// The encoder block under `vs`.
+fn encoder_block(vs: &Path, config: &CctConfig, drop_path_rate: f64) -> Result<EncoderBlock, TchError> {
+    let &CctConfig { embed_dim: dim, num_heads, head_dim, init, .. } = config;
+    let scheme = init.scheme();
+    let (qkv_init, proj_init) = match init {
+        CctInit::Official => (scheme.weight(dim, dim), scheme.weight(dim, dim)),
+        // Keras up to 3.12 takes the kernels [D, h, d] and [h, d, D] for those of convolutions.
+        CctInit::Keras => (
+            Init::GlorotUniform { fan_in: dim * num_heads, fan_out: dim * head_dim },
+            Init::GlorotUniform { fan_in: num_heads * head_dim, fan_out: num_heads * dim },
+        ),
+    };
+    let attention = AttentionConfig {
+        dim,
+        num_heads,
+        head_dim,
+        qkv_bias: config.qkv_bias,
+        external_query: false,
+        attn_drop: config.attn_drop,
+        qkv_init,
+        proj_init,
+        bias_init: Init::Zeros,
+    };
+    let mlp = MlpConfig {
+        dim,
+        hidden: config.mlp_hidden,
+        activation: config.activation,
+        act_on_output: config.act_on_output,
+        hidden_drop: config.mlp_drop,
+        output_drop: config.mlp_drop,
+        init: scheme,
+    };
+    let paths = EncoderPaths {
+        first_norm: vs / "pre_norm",
+        attention: vs / "self_attn",
+        second_norm: vs / "norm1",
+        mlp: [vs / "linear1", vs / "linear2"],
+    };
+    let config = EncoderConfig {
+        attention,
+        mlp,
+        norm_eps: NORM_EPS,
+        drop_path_rate,
+        shared_drop_path: config.shared_drop_path,
+        normed_residual: config.wiring == Wiring::NormedResidual,
+    };
+    EncoderBlock::new(&paths, config)
 }
 
 impl Model for Cct {

@@ -1,7 +1,6 @@
 //! Properties every built network has: names, counts, initial ranges, independence of neighbours.
 
 use cct::{CctConfig, PositionEmbedding};
-use core_layers::parity;
 use core_layers::{Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -92,9 +91,9 @@ fn an_images_logits_do_not_depend_on_its_neighbours_and_gradients_reach_everythi
     for config in small() {
         let (vs, network) = build(&config);
         let images = Tensor::rand([3, 3, 32, 32], (Kind::Float, Device::Cpu));
-        let difference = parity::batch_dependence(&network, &images);
+        let difference = test_support::batch_dependence(&network, &images);
         assert!(difference < 1e-5, "{difference}");
-        assert_eq!(parity::without_gradient(&vs, &network, &images), [""; 0]);
+        assert_eq!(test_support::without_gradient(&vs, &network, &images), [""; 0]);
     }
 }
 
@@ -147,8 +146,9 @@ fn one_draw_of_stochastic_depth_can_serve_both_branches() {
 #[test]
 fn position_embeddings_are_resampled_and_prefixes_kept() {
     let grid = Tensor::from_slice(&[9f32, 0., 4., 8., 12.]).reshape([1, 5, 1]);
-    let resample =
-        |grid: &Tensor, tokens| CctConfig::resample("classifier.positional_emb", grid, &[1, tokens, 1]);
+    let resample = |grid: &Tensor, tokens| {
+        CctConfig::reference().resample("classifier.positional_emb", grid, &[1, tokens, 1])
+    };
     let resized = resample(&grid, 17).expect("four is a square");
     // Half-pixel bilinear: the corners stay, the first row goes 0, 1, 3, 4.
     let values = Vec::<f32>::try_from(resized.flatten(0, -1)).expect("a vector");
@@ -158,5 +158,16 @@ fn position_embeddings_are_resampled_and_prefixes_kept() {
     let all = resample(&grid.narrow(1, 1, 4), 16).expect("four is a square");
     assert_eq!(Vec::<f32>::try_from(all.flatten(0, -1)).expect("a vector"), values[1..]);
     assert!(resample(&grid, 16).is_none());
-    assert!(CctConfig::resample("classifier.norm.weight", &grid, &[1, 17, 1]).is_none());
+    assert!(CctConfig::reference().resample("classifier.norm.weight", &grid, &[1, 17, 1]).is_none());
+}
+
+#[test]
+fn every_tensor_has_its_layer() {
+    let stem = ["tokenizer", "classifier.positional_emb", "classifier.class_emb"];
+    let end = ["classifier.attention_pool", "classifier.fc"];
+    for variant in CctConfig::VARIANTS {
+        let narrow = CctConfig { embed_dim: 8, head_dim: 1, mlp_hidden: 8, ..(variant.config)() };
+        // Not every network has a class token.
+        test_support::check_layers(&narrow, narrow.depth, &stem, &end, &["class_emb"]);
+    }
 }

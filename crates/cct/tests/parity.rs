@@ -4,9 +4,9 @@
 //! the official implementation on PyTorch 2.11 (CCT-7/3x1).
 
 use cct::{CctConfig, Wiring};
-use core_layers::parity::{self, Role, largest_difference};
-use core_layers::{Activation, Model, ModelConfig};
+use core_layers::{Activation, Model};
 use tch::{Device, Kind, Tensor, nn};
+use test_support::{Role, largest_difference};
 
 fn role(name: &str) -> Role {
     let norm = ["pre_norm.", "norm1.", "classifier.norm."].iter().any(|part| name.contains(part));
@@ -21,7 +21,7 @@ fn role(name: &str) -> Role {
 /// Fills every tensor by its own name.
 fn fill(vs: &nn::VarStore) {
     for (name, mut tensor) in vs.variables() {
-        let values = parity::tensor(&name, &tensor.size(), role(&name));
+        let values = test_support::tensor(&name, &tensor.size(), role(&name));
         tch::no_grad(|| tensor.copy_(&values));
     }
 }
@@ -34,19 +34,21 @@ fn fill_as_tutorial(vs: &nn::VarStore) {
         let values = match name.split('.').collect::<Vec<_>>()[..] {
             ["classifier", "blocks", b, "self_attn", "qkv", last] => {
                 let third: Vec<i64> = [&[size[0] / 3], &size[1..]].concat();
-                let part = |x| parity::tensor(&format!("blocks.{b}.{x}.{last}"), &third, plain);
+                let part = |x| test_support::tensor(&format!("blocks.{b}.{x}.{last}"), &third, plain);
                 let parts = ["q", "k", "v"].map(part);
                 Tensor::cat(&parts, 0)
             }
             ["tokenizer", "conv_layers", i, "0", last] => {
-                parity::tensor(&format!("tok.{i}.{last}"), &size, plain)
+                test_support::tensor(&format!("tok.{i}.{last}"), &size, plain)
             }
             ["classifier", "positional_emb"] => {
-                parity::tensor("pos_embed", &size[1..], Role::Embedding).unsqueeze(0)
+                test_support::tensor("pos_embed", &size[1..], Role::Embedding).unsqueeze(0)
             }
-            ["classifier", "attention_pool", last] => parity::tensor(&format!("pool.{last}"), &size, plain),
-            ["classifier", "fc", last] => parity::tensor(&format!("head.{last}"), &size, plain),
-            ["classifier", "norm", last] => parity::tensor(&norm("norm", last), &size, role(&name)),
+            ["classifier", "attention_pool", last] => {
+                test_support::tensor(&format!("pool.{last}"), &size, plain)
+            }
+            ["classifier", "fc", last] => test_support::tensor(&format!("head.{last}"), &size, plain),
+            ["classifier", "norm", last] => test_support::tensor(&norm("norm", last), &size, role(&name)),
             ["classifier", "blocks", b, layer, last @ ("weight" | "bias")] => {
                 let (layer, is_norm) = match layer {
                     "pre_norm" => ("norm1", true),
@@ -56,10 +58,10 @@ fn fill_as_tutorial(vs: &nn::VarStore) {
                 };
                 let path = format!("blocks.{b}.{layer}");
                 let path = if is_norm { norm(&path, last) } else { format!("{path}.{last}") };
-                parity::tensor(&path, &size, role(&name))
+                test_support::tensor(&path, &size, role(&name))
             }
             ["classifier", "blocks", b, "self_attn", "proj", last] => {
-                parity::tensor(&format!("blocks.{b}.proj.{last}"), &size, plain)
+                test_support::tensor(&format!("blocks.{b}.proj.{last}"), &size, plain)
             }
             _ => unreachable!("{name}"),
         };
@@ -75,7 +77,7 @@ fn logits(config: &CctConfig, fill: impl Fn(&nn::VarStore)) -> Tensor {
     let vs = nn::VarStore::new(Device::Cpu);
     let network = config.init(&vs.root()).expect("the configuration is valid");
     fill(&vs);
-    tch::no_grad(|| network.forward_t(&(parity::images(2, 32) / 255.0), false))
+    tch::no_grad(|| network.forward_t(&(test_support::images(2, 32) / 255.0), false))
 }
 
 const REFERENCE: [f64; 20] = [
@@ -96,7 +98,7 @@ fn the_tutorials_tokens_match_in_mean_and_norm() {
     let vs = nn::VarStore::new(Device::Cpu);
     let network = CctConfig::reference().init(&vs.root()).expect("the configuration is valid");
     fill_as_tutorial(&vs);
-    let tokens = tch::no_grad(|| network.tokenize(&(parity::images(2, 32) / 255.0)));
+    let tokens = tch::no_grad(|| network.tokenize(&(test_support::images(2, 32) / 255.0)));
     assert_eq!(tokens.size(), [2, 64, 128]);
     assert!((tokens.mean(Kind::Double).double_value(&[]) - 0.387030).abs() < 1e-6);
     assert!((tokens.norm().double_value(&[]) - 74.4965).abs() < 1e-3);

@@ -3,8 +3,8 @@
 
 use std::error::Error;
 
-use convmixer::ConvMixerConfig;
-use core_layers::{Model, ModelConfig};
+use convmixer::weights::{self, Head};
+use convmixer::{ConvMixerConfig, Model};
 use tch::vision::image;
 use tch::{Device, Kind, nn};
 
@@ -14,9 +14,10 @@ const CLASSES: [&str; 10] =
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let weights = arguments.next().ok_or("give a weights file, then pictures")?;
-    let mut vs = nn::VarStore::new(Device::Cpu);
-    let network = ConvMixerConfig::reference().init(&vs.root())?;
-    vs.load(&weights)?;
+    let vs = nn::VarStore::new(Device::Cpu);
+    let config = ConvMixerConfig::reference();
+    let network = config.init(&vs.root())?;
+    weights::load(&vs, &config, weights.as_ref(), Head::Same)?;
     for picture in arguments {
         // Bytes [3, 32, 32] to the pixels from 0 to 1 that the network was trained on.
         let pixels = image::load_and_resize(&picture, 32, 32)?.to_kind(Kind::Float) / 255.0;

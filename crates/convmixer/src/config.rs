@@ -1,13 +1,7 @@
 //! The numbers that make a ConvMixer, and the variants that have a name.
 
-use core_layers::{
-    Activation, ConfigError, InitScheme, ModelConfig, Variant, count, field_error, number_after,
-    require_sizes,
-};
+use core_layers::{Activation, ConfigError, InitScheme, Variant, count, field_error, require_sizes};
 use serde::{Deserialize, Serialize};
-use tch::nn::Path;
-
-use crate::ConvMixer;
 
 /// Everything that decides a ConvMixer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,12 +58,9 @@ impl ConvMixerConfig {
     }
 }
 
-impl ModelConfig for ConvMixerConfig {
-    type Network = ConvMixer;
-
-    const FAMILY: &'static str = "convmixer";
-
-    const VARIANTS: &'static [Variant<Self>] = &[
+impl ConvMixerConfig {
+    /// Every variant with a name.
+    pub const VARIANTS: &'static [Variant<Self>] = &[
         Variant { name: "convmixer_reference", config: Self::reference },
         Variant { name: "convmixer_256_8_k5_p2", config: || Self::cifar(256, 8, 5, 2) },
         Variant { name: "convmixer_256_8_k5_p1", config: || Self::cifar(256, 8, 5, 1) },
@@ -94,45 +85,11 @@ impl ModelConfig for ConvMixerConfig {
         Variant { name: "convmixer_1536_20_k3_p7", config: || Self::imagenet(1536, 20, 3, 7) },
     ];
 
-    const EMBEDDINGS: &'static [&'static str] = &[];
-
-    fn head(&self) -> &'static [&'static str] {
-        &["head."]
-    }
-
-    fn layer_id(&self, name: &str) -> i64 {
-        match number_after(name, "blocks.") {
-            Some(block) => block + 1,
-            None if name.starts_with("stem.") => 0,
-            None => self.depth + 1,
-        }
-    }
-
-    /// The authors' checkpoints number the layers of one flat sequence: patch convolution, GELU,
-    /// norm, the blocks, pooling, flattening, head.
-    fn tensor_name(&self, name: &str) -> String {
-        let Some((Ok(layer), rest)) = name.split_once('.').map(|(layer, rest)| (layer.parse::<u32>(), rest))
-        else {
-            return name.to_owned();
-        };
-        match i64::from(layer) - 3 {
-            -3 => format!("stem.0.{rest}"),
-            -1 => format!("stem.2.{rest}"),
-            block if (0..self.depth).contains(&block) => format!("blocks.{block}.{rest}"),
-            end if end == self.depth + 2 => format!("head.{rest}"),
-            _ => name.to_owned(),
-        }
-    }
-
-    fn image_size(&self) -> i64 {
-        self.image_size
-    }
-
-    fn num_classes(&self) -> i64 {
-        self.num_classes
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field out of its range, with the range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         require_sizes(&[
             ("embed_dim", self.embed_dim, 65_536),
             ("depth", self.depth, 1_024),
@@ -154,7 +111,8 @@ impl ModelConfig for ConvMixerConfig {
         Ok(())
     }
 
-    fn param_count(&self) -> u64 {
+    /// Trainable parameters of a valid configuration, counted without building the network.
+    pub fn param_count(&self) -> u64 {
         let (h, k, p) = (self.embed_dim, self.kernel_size, self.patch_size);
         let norm = count(&[2, h]);
         let stem = count(&[3, p, p, h]) + count(&[h]) + norm;
@@ -164,16 +122,13 @@ impl ModelConfig for ConvMixerConfig {
         stem + count(&[self.depth]) * (depthwise + pointwise) + head
     }
 
-    fn macs(&self) -> u64 {
+    /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image of
+    /// `image_size`, attention products included, for a valid configuration.
+    pub fn macs(&self) -> u64 {
         let (h, k, p) = (self.embed_dim, self.kernel_size, self.patch_size);
         let side = self.image_size / p;
         let per_pixel = count(&[3, p, p, h]) + count(&[self.depth]) * (count(&[k, k, h]) + count(&[h, h]));
         count(&[side, side]) * per_pixel + count(&[h, self.num_classes])
-    }
-
-    fn init(&self, vs: &Path) -> Result<ConvMixer, ConfigError> {
-        self.validate()?;
-        Ok(ConvMixer::new(vs, self)?)
     }
 }
 
@@ -203,23 +158,6 @@ mod tests {
         ("convmixer_1536_20", 51_625_960, 51099.2),
         ("convmixer_1536_20_k3_p7", 49_414_120, 48834.2),
     ];
-
-    #[test]
-    fn the_authors_numbered_layers_have_their_places() {
-        let config = ConvMixerConfig::reference();
-        for (name, want) in [
-            ("0.weight", "stem.0.weight"),
-            ("2.running_mean", "stem.2.running_mean"),
-            ("3.0.fn.0.weight", "blocks.0.0.fn.0.weight"),
-            ("10.3.bias", "blocks.7.3.bias"),
-            ("13.weight", "head.weight"),
-            ("11.weight", "11.weight"),
-            ("blocks.0.1.bias", "blocks.0.1.bias"),
-            ("head.bias", "head.bias"),
-        ] {
-            assert_eq!(config.tensor_name(name), want);
-        }
-    }
 
     #[test]
     fn parameters_and_macs_are_those_of_the_published_table() {

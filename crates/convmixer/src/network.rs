@@ -1,10 +1,10 @@
 //! The network: stem, blocks, global mean, linear head.
 
-use core_layers::{Activation, BatchNorm2d, Conv2d, Linear, Model, Padding};
+use core_layers::{Activation, BatchNorm2d, ConfigError, Conv2d, Linear, Model, Padding};
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
-use crate::ConvMixerConfig;
+use crate::config::ConvMixerConfig;
 
 /// A ConvMixer; see [`ConvMixerConfig`].
 ///
@@ -28,8 +28,19 @@ struct Block {
     pointwise_norm: BatchNorm2d,
 }
 
+impl ConvMixerConfig {
+    /// Builds the network with freshly drawn parameters under `vs`.
+    ///
+    /// # Errors
+    /// A field out of its range, or what libtorch says when a tensor cannot be made.
+    pub fn init(&self, vs: &Path) -> Result<ConvMixer, ConfigError> {
+        self.validate()?;
+        Ok(ConvMixer::new(vs, self)?)
+    }
+}
+
 impl ConvMixer {
-    pub(crate) fn new(vs: &Path, config: &ConvMixerConfig) -> Result<Self, TchError> {
+    fn new(vs: &Path, config: &ConvMixerConfig) -> Result<Self, TchError> {
         let &ConvMixerConfig { embed_dim, patch_size, num_classes, init, .. } = config;
         // The numbers in the paths are the positions timm's nested sequences give the layers.
         let stem = vs / "stem";

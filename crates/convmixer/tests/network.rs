@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use convmixer::ConvMixerConfig;
-use core_layers::parity;
-use core_layers::{Init, InitScheme, Model, ModelConfig};
+use core_layers::{Init, InitScheme, Model};
 use tch::{Device, Kind, Tensor, nn};
 
 fn small(init: InitScheme) -> ConvMixerConfig {
@@ -96,7 +95,7 @@ fn an_images_logits_do_not_depend_on_its_neighbours() {
     tch::manual_seed(1);
     let network = small(InitScheme::Torch).init(&vs.root()).expect("the configuration is valid");
     let images = Tensor::rand([3, 3, 32, 32], (Kind::Float, Device::Cpu));
-    let difference = parity::batch_dependence(&network, &images);
+    let difference = test_support::batch_dependence(&network, &images);
     assert!(difference < 1e-5, "{difference}");
 }
 
@@ -106,7 +105,7 @@ fn every_trainable_tensor_gets_a_gradient() {
     tch::manual_seed(2);
     let network = small(InitScheme::Glorot).init(&vs.root()).expect("the configuration is valid");
     let images = Tensor::rand([4, 3, 32, 32], (Kind::Float, Device::Cpu));
-    assert_eq!(parity::without_gradient(&vs, &network, &images), [""; 0]);
+    assert_eq!(test_support::without_gradient(&vs, &network, &images), [""; 0]);
 }
 
 #[test]
@@ -116,5 +115,13 @@ fn other_image_sizes_work_without_rebuilding() {
     for side in [2, 7, 48] {
         let images = Tensor::zeros([1, 3, side, side + 2], (Kind::Float, Device::Cpu));
         assert_eq!(network.forward_t(&images, false).size(), [1, 10]);
+    }
+}
+
+#[test]
+fn every_tensor_has_its_layer() {
+    for variant in ConvMixerConfig::VARIANTS {
+        let narrow = ConvMixerConfig { embed_dim: 8, ..(variant.config)() };
+        test_support::check_layers(&narrow, narrow.depth, &["stem"], &["head"], &[]);
     }
 }

@@ -5,9 +5,9 @@
 //! (`convmixer_768_32`).
 
 use convmixer::ConvMixerConfig;
-use core_layers::parity::{self, Role, largest_difference};
-use core_layers::{Model, ModelConfig};
+use core_layers::Model;
 use tch::{Device, Kind, Tensor, nn};
+use test_support::{Role, largest_difference};
 
 /// Fills every tensor of `vs` by its name and role; `rename` gives the name the numbers are drawn
 /// from.
@@ -21,7 +21,7 @@ fn fill(vs: &nn::VarStore, rename: impl Fn(&str) -> String) {
             "running_var" => Role::RunningVariance,
             _ => Role::Shift,
         };
-        let values = parity::tensor(&rename(&name), &tensor.size(), role);
+        let values = test_support::tensor(&rename(&name), &tensor.size(), role);
         tch::no_grad(|| tensor.copy_(&values));
     }
 }
@@ -49,7 +49,7 @@ fn reference(config: &ConvMixerConfig) -> Tensor {
     let vs = nn::VarStore::new(Device::Cpu);
     let network = config.init(&vs.root()).expect("the configuration is valid");
     fill(&vs, tutorial_name);
-    tch::no_grad(|| network.forward_t(&(parity::images(2, 32) / 255.0), false))
+    tch::no_grad(|| network.forward_t(&(test_support::images(2, 32) / 255.0), false))
 }
 
 const REFERENCE_LOGITS: [f64; 20] = [
@@ -78,7 +78,7 @@ fn the_embedding_matches_in_mean_and_norm() {
     let vs = nn::VarStore::new(Device::Cpu);
     let network = ConvMixerConfig::reference().init(&vs.root()).expect("the configuration is valid");
     fill(&vs, tutorial_name);
-    let map = tch::no_grad(|| network.embed(&(parity::images(2, 32) / 255.0), false));
+    let map = tch::no_grad(|| network.embed(&(test_support::images(2, 32) / 255.0), false));
     assert!((map.mean(Kind::Double).double_value(&[]) - 0.0957811).abs() < 1e-6);
     assert!((map.norm().double_value(&[]) - 113.1309).abs() < 1e-3);
 }
@@ -89,7 +89,7 @@ fn timm_768_32_gives_timms_logits() {
     let variant = ConvMixerConfig::VARIANTS.iter().find(|v| v.name == "convmixer_768_32");
     let network = (variant.expect("it is in the table").config)().init(&vs.root()).expect("it is valid");
     fill(&vs, str::to_owned);
-    let logits = tch::no_grad(|| network.forward_t(&(parity::images(1, 224) / 255.0), false));
+    let logits = tch::no_grad(|| network.forward_t(&(test_support::images(1, 224) / 255.0), false));
     let want = [
         -0.362513, 0.408313, 0.003746, 0.209362, -0.065672, 0.177810, 0.318185, 0.359067, -0.287180,
         -0.370592,

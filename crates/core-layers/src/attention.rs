@@ -161,7 +161,7 @@ mod tests {
             bias_init: Init::Zeros,
         };
         let attention = MultiHeadAttention::new(&vs.root(), config).unwrap();
-        let x = crate::parity::tensor("x", &[2, 5, 8], crate::parity::Role::Gain);
+        let x = test_support::tensor("x", &[2, 5, 8], test_support::Role::Gain);
         let (y, p) = attention.forward_t(&x, None, None, true);
         assert_eq!((y.size(), p.size()), (vec![2, 5, 8], vec![2, 2, 5, 5]));
         assert_eq!(vs.variables()["qkv.weight"].size(), [48, 8]);

@@ -4,29 +4,32 @@ mod activation;
 mod attention;
 mod conv;
 mod drop;
+mod encoder;
 mod init;
 mod linear;
 mod mlp;
 mod model;
 mod norm;
 mod padding;
-pub mod parity;
 mod position;
 mod scale;
 mod squeeze_excite;
 mod tokens;
 pub mod trace;
+pub mod weights;
 mod window;
 
 pub use activation::Activation;
 pub use attention::{AttentionConfig, MultiHeadAttention, attend, merge_heads, split_heads};
 pub use conv::{Conv2d, Padding};
 pub use drop::{apply_drop_path, drop_path, drop_path_mask, drop_path_rates};
+pub use encoder::{EncoderBlock, EncoderConfig, EncoderPaths};
 pub use init::{Init, InitScheme, buffer, parameter};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use model::{
-    ConfigError, Model, ModelConfig, Variant, count, field_error, number_after, require_rates, require_sizes,
+    ConfigError, Facts, Family, Model, ModelConfig, ToJson, Variant, Variants, count, field_error,
+    number_after, require_rates, require_sizes,
 };
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use padding::{pad_same, same_padding};

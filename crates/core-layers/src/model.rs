@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
@@ -27,33 +28,21 @@ pub trait Model: fmt::Debug + Send {
     }
 }
 
-/// A named configuration of an architecture.
-#[derive(Debug)]
-pub struct Variant<C> {
-    /// The name recipes, tables and `--model` use.
-    pub name: &'static str,
-    /// Makes the configuration.
-    pub config: fn() -> C,
-}
-
-/// An architecture's configuration: plain data that decides the network completely.
-pub trait ModelConfig: Clone + Serialize + DeserializeOwned + 'static {
-    /// The network built of it.
-    type Network: Model + 'static;
-
-    /// The architecture's name; its recipes are `recipes/<preset>/<FAMILY>.toml`.
-    const FAMILY: &'static str;
-
-    /// Every variant with a name.
-    const VARIANTS: &'static [Variant<Self>];
-
-    /// The last part of the names of trained tokens, position embeddings and tables of position biases. They have
-    /// the shapes of weights, but are none, and weight decay is not for them (timm's `no_weight_decay`).
-    const EMBEDDINGS: &'static [&'static str];
+/// A configuration: plain data that decides a network completely, and answers for it before it is built.
+pub trait ModelConfig: ToJson + fmt::Debug + Send + Sync {
+    /// What is known of the network without building it.
+    ///
+    /// # Errors
+    /// The first field out of its range, with the range.
+    fn facts(&self) -> Result<Facts, ConfigError>;
 
     /// What the names of the tensors that depend on the number of classes start with: those are drawn
     /// anew when a pretrained network is given other classes.
     fn head(&self) -> &'static [&'static str];
+
+    /// The last part of the names of trained tokens, position embeddings and tables of position biases. They have
+    /// the shapes of weights, but are none, and weight decay is not for them (timm's `no_weight_decay`).
+    fn embeddings(&self) -> &'static [&'static str];
 
     /// Where the tensor `name` stands in the network: 0 in the stem, embeddings included, 1 to n in the n blocks,
     /// n + 1 in what follows them. As in timm's `param_groups_layer_decay`, a norm right after the last block counts
@@ -68,34 +57,99 @@ pub trait ModelConfig: Clone + Serialize + DeserializeOwned + 'static {
 
     /// The tensor `name` of a checkpoint for images of another size, resampled to `shape`; `None` if
     /// that cannot be done.
-    fn resample(_name: &str, _tensor: &Tensor, _shape: &[i64]) -> Option<Tensor> {
+    fn resample(&self, _name: &str, _tensor: &Tensor, _shape: &[i64]) -> Option<Tensor> {
         None
     }
-
-    /// Side of the square images the variant is made for, in pixels.
-    fn image_size(&self) -> i64;
-
-    /// Number of logits.
-    fn num_classes(&self) -> i64;
-
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// The first field out of its range, with the range.
-    fn validate(&self) -> Result<(), ConfigError>;
-
-    /// Trainable parameters of a valid configuration, counted without building the network.
-    fn param_count(&self) -> u64;
-
-    /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image
-    /// of [`Self::image_size`], attention products included, for a valid configuration.
-    fn macs(&self) -> u64;
 
     /// Builds the network with freshly drawn parameters under `vs`.
     ///
     /// # Errors
     /// A field out of its range, or what libtorch says when a tensor cannot be made.
-    fn init(&self, vs: &Path) -> Result<Self::Network, ConfigError>;
+    fn build(&self, vs: &Path) -> Result<Box<dyn Model>, ConfigError>;
+}
+
+/// What is known of a network before it is built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    /// The architecture's name.
+    pub family: &'static str,
+    /// Side of the square images the variant is made for, in pixels.
+    pub image_size: i64,
+    /// Number of logits.
+    pub num_classes: i64,
+    /// Trainable parameters.
+    pub params: u64,
+    /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image
+    /// of that size, attention products included.
+    pub macs: u64,
+}
+
+/// What serde can write, as JSON.
+pub trait ToJson {
+    /// The value, field by field.
+    fn to_json(&self) -> Value;
+}
+
+impl<T: Serialize> ToJson for T {
+    fn to_json(&self) -> Value {
+        // Only a map with other keys than strings fails, and a configuration that has one cannot be read back either.
+        serde_json::to_value(self).unwrap_or(Value::Null)
+    }
+}
+
+/// An architecture: its named variants, and its configurations as they stand in files.
+pub trait Family: Sync {
+    /// The architecture's name; its recipes are `recipes/<preset>/<name>.toml`.
+    fn name(&self) -> &'static str;
+
+    /// The names of all variants.
+    fn variants(&self) -> Vec<&'static str>;
+
+    /// The variant of this name.
+    fn variant(&self, name: &str) -> Option<Box<dyn ModelConfig>>;
+
+    /// A configuration from its fields, of the right types but not checked otherwise.
+    ///
+    /// # Errors
+    /// A field that is missing, unknown or of another type.
+    fn parse(&self, fields: &Value) -> Result<Box<dyn ModelConfig>, serde_json::Error>;
+}
+
+/// The [`Family`] of a type of configuration.
+#[derive(Debug)]
+pub struct Variants<C: 'static> {
+    /// The architecture's name.
+    pub family: &'static str,
+    /// Every variant with a name.
+    pub named: &'static [Variant<C>],
+}
+
+/// A named configuration of an architecture.
+#[derive(Debug)]
+pub struct Variant<C> {
+    /// The name recipes, tables and `--model` use.
+    pub name: &'static str,
+    /// Makes the configuration.
+    pub config: fn() -> C,
+}
+
+impl<C: ModelConfig + DeserializeOwned> Family for Variants<C> {
+    fn name(&self) -> &'static str {
+        self.family
+    }
+
+    fn variants(&self) -> Vec<&'static str> {
+        self.named.iter().map(|variant| variant.name).collect()
+    }
+
+    fn variant(&self, name: &str) -> Option<Box<dyn ModelConfig>> {
+        let found = self.named.iter().find(|variant| variant.name == name)?;
+        Some(Box::new((found.config)()))
+    }
+
+    fn parse(&self, fields: &Value) -> Result<Box<dyn ModelConfig>, serde_json::Error> {
+        Ok(Box::new(C::deserialize(fields)?))
+    }
 }
 
 /// Why a configuration does not make a network.

@@ -1,12 +1,12 @@
-//! Turns timm's GCViT weights into ones under the official names, which `nn::VarStore::load` takes:
+//! Turns timm's GCViT weights into ones under the official names:
 //! `cargo run --release -p gcvit --example timm_weights -- gcvit_xxtiny TIMM.safetensors OURS.safetensors`
 
-use std::collections::HashMap;
 use std::error::Error;
+use std::fs::File;
 
-use core_layers::ModelConfig;
 use gcvit::GcVitConfig;
-use tch::{Device, Tensor, nn};
+use gcvit::weights::{self, Head, write_safetensors};
+use tch::{Device, nn};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -16,20 +16,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let variant = GcVitConfig::VARIANTS.iter().find(|variant| variant.name == model);
     let config = variant.map(|variant| (variant.config)()).ok_or("there is no such model")?;
 
-    let theirs: HashMap<String, Tensor> = Tensor::read_safetensors(from)?
-        .into_iter()
-        .map(|(name, tensor)| (config.tensor_name(&name), tensor))
-        .collect();
-    let mut vs = nn::VarStore::new(Device::Cpu);
-    let _ = config.init(&vs.root())?;
-    let mut ours = Vec::new();
-    for (name, tensor) in vs.variables() {
-        let found = theirs.get(&name).ok_or_else(|| format!("{from} has no {name}"))?;
-        // timm keeps the squeeze-excite matrices as 1×1 convolutions.
-        ours.push((name, found.f_reshape(tensor.size())?));
-    }
-    Tensor::write_safetensors(&ours, to)?;
-    vs.load(to)?;
-    println!("{} tensors, {} parameters", ours.len(), config.param_count());
+    let vs = nn::VarStore::new(Device::Cpu);
+    let _network = config.init(&vs.root())?;
+    // The loader knows timm's names, and that timm keeps the squeeze-excite matrices as 1×1 convolutions.
+    let loaded = weights::load(&vs, &config, from.as_ref(), Head::Same)?;
+    let tensors = vs.variables().into_iter().collect();
+    write_safetensors(File::create_new(to)?, &tensors, &Default::default())?;
+    println!("{} tensors of the file with SHA-256 {}", tensors.len(), loaded.sha256);
     Ok(())
 }

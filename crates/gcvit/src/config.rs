@@ -1,14 +1,7 @@
 //! The numbers that make a GCViT, and the variants that have a name.
 
-use core_layers::{
-    ConfigError, Init, InitScheme, ModelConfig, Variant, count, field_error, number_after, require_rates,
-    require_sizes,
-};
+use core_layers::{ConfigError, Init, InitScheme, Variant, count, field_error, require_rates, require_sizes};
 use serde::{Deserialize, Serialize};
-use tch::nn::Path;
-
-use crate::GcVit;
-use crate::names::official_name;
 
 /// What surrounds the maps that the query generators max-pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,12 +238,9 @@ impl GcVitInit {
     }
 }
 
-impl ModelConfig for GcVitConfig {
-    type Network = GcVit;
-
-    const FAMILY: &'static str = "gcvit";
-
-    const VARIANTS: &'static [Variant<Self>] = &[
+impl GcVitConfig {
+    /// Every variant with a name.
+    pub const VARIANTS: &'static [Variant<Self>] = &[
         Variant { name: "gcvit_reference", config: Self::reference },
         Variant { name: "gcvit_xxtiny", config: Self::xxtiny },
         Variant { name: "gcvit_xtiny", config: Self::xtiny },
@@ -265,44 +255,11 @@ impl ModelConfig for GcVitConfig {
         Variant { name: "gcvit_xxtiny_64", config: Self::xxtiny_64 },
     ];
 
-    const EMBEDDINGS: &'static [&'static str] = &["relative_position_bias_table"];
-
-    fn head(&self) -> &'static [&'static str] {
-        &["head."]
-    }
-
-    /// What makes a level's query counts with the level's first block, and what halves the maps with the block after
-    /// it: timm, whose levels start with the halving, counts it with the next level too.
-    fn layer_id(&self, name: &str) -> i64 {
-        let before = |level: i64| self.depths.iter().take(level as usize).sum::<i64>();
-        let Some(level) = number_after(name, "levels.") else {
-            return match name {
-                _ if name.starts_with("patch_embed.") => 0,
-                _ if name.starts_with("norm.") => before(4),
-                _ => before(4) + 1,
-            };
-        };
-        match name.strip_prefix(&format!("levels.{level}.")) {
-            Some(rest) if rest.starts_with("downsample.") => before(level + 1) + 1,
-            Some(rest) => before(level) + number_after(rest, "blocks.").unwrap_or(0) + 1,
-            None => before(4) + 1,
-        }
-    }
-
-    /// timm's names become the official ones; those stay.
-    fn tensor_name(&self, name: &str) -> String {
-        official_name(name)
-    }
-
-    fn image_size(&self) -> i64 {
-        self.image_size
-    }
-
-    fn num_classes(&self) -> i64 {
-        self.num_classes
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field out of its range, with the range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         require_sizes(&[
             ("image_size", self.image_size, 4_096),
             ("num_classes", self.num_classes, 1_000_000),
@@ -347,7 +304,8 @@ impl ModelConfig for GcVitConfig {
         Ok(())
     }
 
-    fn param_count(&self) -> u64 {
+    /// Trainable parameters of a valid configuration, counted without building the network.
+    pub fn param_count(&self) -> u64 {
         let d = self.embed_dim;
         let stem = count(&[28, d]) + downsample_params(d, d);
         let levels: u64 = self.levels().iter().map(|level| self.level_params(level)).sum();
@@ -356,7 +314,9 @@ impl ModelConfig for GcVitConfig {
         stem + levels + downsamples + count(&[2, features]) + count(&[self.num_classes, features + 1])
     }
 
-    fn macs(&self) -> u64 {
+    /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image of
+    /// `image_size`, attention products included, for a valid configuration.
+    pub fn macs(&self) -> u64 {
         let d = self.embed_dim;
         let levels = self.levels();
         // The stem halves the image, then the map of that.
@@ -366,11 +326,6 @@ impl ModelConfig for GcVitConfig {
             levels[..3].iter().map(|level| downsample_macs(level.dim, 2 * level.dim, level.side)).sum();
         let levels: u64 = levels.iter().map(|level| self.level_macs(level)).sum();
         stem + levels + downsamples + count(&[8, d, self.num_classes])
-    }
-
-    fn init(&self, vs: &Path) -> Result<GcVit, ConfigError> {
-        self.validate()?;
-        Ok(GcVit::new(vs, self)?)
     }
 }
 

@@ -5,7 +5,9 @@ use tch::nn::Path;
 use tch::{TchError, Tensor};
 
 use crate::config::{GcVitInit, QueryPool, squeezed};
-use crate::network::NORM_EPS;
+
+/// Of every layer norm in the family.
+pub(crate) const NORM_EPS: f64 = 1e-5;
 
 /// A residual, depthwise-separable convolution with squeeze-and-excitation and no norm (the paper's
 /// Fused-MBConv, arXiv:2206.09959, eq. 1).

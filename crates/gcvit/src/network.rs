@@ -1,18 +1,15 @@
 //! The network: stem, four levels of local and global attention, head.
 
 use core_layers::{
-    Activation, AttentionConfig, Conv2d, Init, LayerNorm, LayerScale, Linear, Mlp, MlpConfig, Model,
-    MultiHeadAttention, Padding, RelativePositionBias, drop_path, drop_path_rates, map_to_tokens,
+    Activation, AttentionConfig, ConfigError, Conv2d, Init, LayerNorm, LayerScale, Linear, Mlp, MlpConfig,
+    Model, MultiHeadAttention, Padding, RelativePositionBias, drop_path, drop_path_rates, map_to_tokens,
     repeat_per_window, split_heads, window_partition, window_reverse,
 };
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
 use crate::config::{GcVitConfig, LevelShape};
-use crate::conv::{Downsample, QueryGenerator};
-
-/// Of every layer norm in the family.
-pub(crate) const NORM_EPS: f64 = 1e-5;
+use crate::conv::{Downsample, NORM_EPS, QueryGenerator};
 
 /// A Global Context Vision Transformer; see [`GcVitConfig`].
 ///
@@ -55,8 +52,19 @@ struct Block {
     drop_path_rate: f64,
 }
 
+impl GcVitConfig {
+    /// Builds the network with freshly drawn parameters under `vs`.
+    ///
+    /// # Errors
+    /// A field out of its range, or what libtorch says when a tensor cannot be made.
+    pub fn init(&self, vs: &Path) -> Result<GcVit, ConfigError> {
+        self.validate()?;
+        Ok(GcVit::new(vs, self)?)
+    }
+}
+
 impl GcVit {
-    pub(crate) fn new(vs: &Path, config: &GcVitConfig) -> Result<Self, TchError> {
+    fn new(vs: &Path, config: &GcVitConfig) -> Result<Self, TchError> {
         let &GcVitConfig { embed_dim, num_classes, init, .. } = config;
         let shapes = config.levels();
         let mut rates = drop_path_rates(config.drop_path_rate, config.depths.iter().sum()).into_iter();
@@ -250,7 +258,6 @@ impl Model for GcVit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core_layers::ModelConfig;
     use tch::{Device, nn};
 
     #[test]

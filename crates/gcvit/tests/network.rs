@@ -1,6 +1,6 @@
 //! Properties every built network has: names, counts, initial ranges, independence of neighbours.
 
-use core_layers::{Model, ModelConfig, parity, trace};
+use core_layers::{Model, ModelConfig, trace};
 use gcvit::{GcVitConfig, QueryPool, timm_name};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -178,9 +178,9 @@ fn an_images_logits_do_not_depend_on_its_neighbours_and_gradients_reach_everythi
     for config in small() {
         let (vs, network) = build(&config);
         let images = noise(3, &config);
-        let difference = parity::batch_dependence(&network, &images);
+        let difference = test_support::batch_dependence(&network, &images);
         assert!(difference < 1e-4, "{difference}");
-        assert_eq!(parity::without_gradient(&vs, &network, &images), [""; 0]);
+        assert_eq!(test_support::without_gradient(&vs, &network, &images), [""; 0]);
     }
 }
 
@@ -192,12 +192,12 @@ fn batch_composition_does_not_matter_where_the_queries_do() {
     let (vs, network) = build(config);
     for (name, mut tensor) in vs.variables() {
         if name.ends_with("weight") && !name.contains("norm") {
-            let values = parity::tensor(&name, &tensor.size(), parity::Role::Weight);
+            let values = test_support::tensor(&name, &tensor.size(), test_support::Role::Weight);
             tch::no_grad(|| tensor.copy_(&values));
         }
     }
     let images = noise(2, config);
-    let dependence = parity::batch_dependence(&network, &images);
+    let dependence = test_support::batch_dependence(&network, &images);
     assert!(dependence < 1e-4, "{dependence}");
     let before = tch::no_grad(|| network.forward_t(&images, false));
     set(&vs, "q_global_gen.to_q_global.0.conv.3.weight", 0.0);
@@ -320,4 +320,14 @@ fn larger_images_need_no_other_windows_if_the_maps_are_their_doubles() {
     let logits = tch::no_grad(|| network.forward_t(&noise(1, &config), false));
     assert_eq!(logits.size(), [1, 1000]);
     assert_eq!(logits.isfinite().all().int64_value(&[]), 1);
+}
+
+#[test]
+fn every_tensor_has_its_layer() {
+    for variant in GcVitConfig::VARIANTS {
+        let config = (variant.config)();
+        let narrow = GcVitConfig { embed_dim: 4 * config.num_heads[0], ..config };
+        let blocks = narrow.depths.iter().sum();
+        test_support::check_layers(&narrow, blocks, &["patch_embed"], &["head"], &[]);
+    }
 }

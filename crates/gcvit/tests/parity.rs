@@ -3,10 +3,10 @@
 //! The expected numbers were made in f32 with the official implementation on PyTorch 2.11; those
 //! with zeros around the pooled query maps are also the Keras tutorial's.
 
-use core_layers::parity::{self, Role, largest_difference};
-use core_layers::{Model, ModelConfig};
+use core_layers::Model;
 use gcvit::{GcVitConfig, QueryPool};
 use tch::{Device, Tensor, nn};
+use test_support::{Role, largest_difference};
 
 /// First ten logits of two images.
 const OFFICIAL: [[f64; 10]; 2] = [
@@ -39,7 +39,7 @@ fn fill(vs: &nn::VarStore) {
             _ if name.ends_with("weight") => Role::Weight,
             _ => Role::Shift,
         };
-        let values = parity::tensor(&name, &tensor.size(), role);
+        let values = test_support::tensor(&name, &tensor.size(), role);
         tch::no_grad(|| tensor.copy_(&values));
     }
 }
@@ -51,7 +51,7 @@ fn difference(logits: &Tensor, want: &[[f64; 10]; 2]) -> f64 {
 
 #[test]
 fn both_pools_give_their_implementations_logits_and_not_the_others() {
-    let images = parity::images(2, 224) / 255.0;
+    let images = test_support::images(2, 224) / 255.0;
     let tutorial = GcVitConfig::reference();
     assert_eq!(tutorial.query_pool, QueryPool::Zero);
     for (config, want, other) in [(GcVitConfig::xxtiny(), OFFICIAL, TUTORIAL), (tutorial, TUTORIAL, OFFICIAL)]
@@ -61,7 +61,7 @@ fn both_pools_give_their_implementations_logits_and_not_the_others() {
         fill(&vs);
         let logits = tch::no_grad(|| network.forward_t(&images, false));
         let (right, wrong) = (difference(&logits, &want), difference(&logits, &other));
-        let dependence = parity::batch_dependence(&network, &images);
+        let dependence = test_support::batch_dependence(&network, &images);
         println!("{:?}: {right:e}, from the other pool {wrong:e}; alone {dependence:e}", config.query_pool);
         assert!(right < 5e-4, "{right}");
         assert!(wrong > 5e-3, "{wrong}");

@@ -4,8 +4,9 @@
 
 use std::error::Error;
 
-use core_layers::{Activation, Model, ModelConfig};
-use patchconvnet::PatchConvNetConfig;
+use core_layers::Activation;
+use patchconvnet::weights::{self, Head};
+use patchconvnet::{Model, PatchConvNetConfig};
 use tch::vision::image;
 use tch::{Device, Kind, nn};
 
@@ -16,9 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     // The preset replaces the variant's activation by the one its published log was made with.
     let config = PatchConvNetConfig { activation: Activation::Gelu, ..PatchConvNetConfig::reference() };
-    let mut vs = nn::VarStore::new(Device::Cpu);
+    let vs = nn::VarStore::new(Device::Cpu);
     let network = config.init(&vs.root())?;
-    vs.load(weights)?;
+    weights::load(&vs, &config, weights.as_ref(), Head::Same)?;
 
     let side = config.image_size;
     let pixels = image::load_and_resize(picture, side, side)?.to_kind(Kind::Float) / 255.0;

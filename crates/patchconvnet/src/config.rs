@@ -1,13 +1,9 @@
 //! The numbers that make a PatchConvNet, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, Init, InitScheme, ModelConfig, Variant, count, field_error, number_after,
-    require_rates, require_sizes,
+    Activation, ConfigError, Init, InitScheme, Variant, count, field_error, require_rates, require_sizes,
 };
 use serde::{Deserialize, Serialize};
-use tch::nn::Path;
-
-use crate::PatchConvNet;
 
 /// Whose network it is: the parts of the two that are never mixed, and the tensors' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,12 +210,9 @@ impl PatchConvNetInit {
     }
 }
 
-impl ModelConfig for PatchConvNetConfig {
-    type Network = PatchConvNet;
-
-    const FAMILY: &'static str = "patchconvnet";
-
-    const VARIANTS: &'static [Variant<Self>] = &[
+impl PatchConvNetConfig {
+    /// Every variant with a name.
+    pub const VARIANTS: &'static [Variant<Self>] = &[
         Variant { name: "patchconvnet_reference", config: Self::reference },
         Variant { name: "patchconvnet_s60", config: Self::s60 },
         Variant { name: "patchconvnet_s120", config: || Self::official(384, 120) },
@@ -230,39 +223,11 @@ impl ModelConfig for PatchConvNetConfig {
         Variant { name: "patchconvnet_s60_multi", config: Self::s60_multi },
     ];
 
-    const EMBEDDINGS: &'static [&'static str] = &["cls_token"];
-
-    fn head(&self) -> &'static [&'static str] {
-        match self.class_tokens {
-            ClassTokens::Single => &["head."],
-            ClassTokens::PerClass => &["head.", "cls_token"],
-        }
-    }
-
-    /// The blocks are those of the trunk, one if it is tied; the class tokens and all of the pooling follow them.
-    fn layer_id(&self, name: &str) -> i64 {
-        let (stem, trunk) = match self.design {
-            Design::Tutorial => ("stem.", "trunk."),
-            Design::Official => ("patch_embed.", "blocks."),
-        };
-        match number_after(name, trunk) {
-            Some(block) => block + 1,
-            None if name.starts_with(stem) => 0,
-            None if name.starts_with(trunk) => 1,
-            None if self.tied_trunk => 2,
-            None => self.depth + 1,
-        }
-    }
-
-    fn image_size(&self) -> i64 {
-        self.image_size
-    }
-
-    fn num_classes(&self) -> i64 {
-        self.num_classes
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field out of its range, with the range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         require_sizes(&[
             ("num_classes", self.num_classes, 1_000_000),
             ("embed_dim", self.embed_dim, 16_384),
@@ -295,7 +260,8 @@ impl ModelConfig for PatchConvNetConfig {
         }
     }
 
-    fn param_count(&self) -> u64 {
+    /// Trainable parameters of a valid configuration, counted without building the network.
+    pub fn param_count(&self) -> u64 {
         let (d, reduced, hidden) = (self.embed_dim, self.reduced_channels(), self.mlp_hidden);
         let with_biases = |weights: u64, biases: i64| weights + count(&[biases]);
         let (stem_biases, se_biases) = match self.design {
@@ -320,7 +286,9 @@ impl ModelConfig for PatchConvNetConfig {
         stem + count(&[self.distinct_blocks()]) * block + pooling + count(&[self.num_classes, d + 1])
     }
 
-    fn macs(&self) -> u64 {
+    /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image of
+    /// `image_size`, attention products included, for a valid configuration.
+    pub fn macs(&self) -> u64 {
         let (d, queries) = (self.embed_dim, self.queries());
         let mut side = self.image_size;
         let mut stem = 0;
@@ -342,11 +310,6 @@ impl ModelConfig for PatchConvNetConfig {
             + count(&[2, queries, keys, d])
             + count(&[queries, 2, d, self.mlp_hidden]);
         stem + count(&[self.depth]) * block + pooling + count(&[d, self.num_classes])
-    }
-
-    fn init(&self, vs: &Path) -> Result<PatchConvNet, ConfigError> {
-        self.validate()?;
-        Ok(PatchConvNet::new(vs, self)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The network: stem, trunk, pooling, head.
 
-use core_layers::{Activation, Conv2d, Linear, Model, Padding, map_to_tokens, parameter, trace};
+use core_layers::{Activation, ConfigError, Conv2d, Linear, Model, Padding, map_to_tokens, parameter, trace};
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
@@ -34,8 +34,19 @@ enum Head {
     PerClass { weights: Vec<Tensor>, biases: Vec<Tensor> },
 }
 
+impl PatchConvNetConfig {
+    /// Builds the network with freshly drawn parameters under `vs`.
+    ///
+    /// # Errors
+    /// A field out of its range, or what libtorch says when a tensor cannot be made.
+    pub fn init(&self, vs: &Path) -> Result<PatchConvNet, ConfigError> {
+        self.validate()?;
+        Ok(PatchConvNet::new(vs, self)?)
+    }
+}
+
 impl PatchConvNet {
-    pub(crate) fn new(vs: &Path, config: &PatchConvNetConfig) -> Result<Self, TchError> {
+    fn new(vs: &Path, config: &PatchConvNetConfig) -> Result<Self, TchError> {
         let design = config.design;
         let channels = config.stem_channels();
         let stem = (0..).zip(channels.windows(2)).map(|(i, pair)| {

@@ -1,7 +1,7 @@
 //! Properties every built network has: names, counts, initial ranges, independence of neighbours.
 
-use core_layers::{Model, ModelConfig, parity, trace};
-use patchconvnet::{ClassTokens, PatchConvNet, PatchConvNetConfig};
+use core_layers::{Model, trace};
+use patchconvnet::{ClassTokens, Design, PatchConvNet, PatchConvNetConfig};
 use tch::{Device, Kind, Tensor, nn};
 
 /// The tutorial's design, small enough to build in a moment.
@@ -252,9 +252,9 @@ fn an_images_logits_do_not_depend_on_its_neighbours_and_gradients_reach_everythi
     for config in small() {
         let (vs, network) = build(&config);
         let images = random_images(3, config.image_size);
-        let difference = parity::batch_dependence(&network, &images);
+        let difference = test_support::batch_dependence(&network, &images);
         assert!(difference < 1e-5, "{difference}");
-        assert_eq!(parity::without_gradient(&vs, &network, &images), [""; 0]);
+        assert_eq!(test_support::without_gradient(&vs, &network, &images), [""; 0]);
     }
 }
 
@@ -399,4 +399,18 @@ fn fields_out_of_range_make_no_network() {
         assert!(config.init(&vs.root()).is_err());
     }
     assert!(vs.is_empty());
+}
+
+#[test]
+fn every_tensor_has_its_layer() {
+    let tutorial = ["cls_token", "norm1", "norm2", "norm3", "q", "k", "v", "proj", "fc1", "fc2", "head"];
+    for variant in PatchConvNetConfig::VARIANTS {
+        let narrow = PatchConvNetConfig { embed_dim: 8, mlp_hidden: 8, ..(variant.config)() };
+        let blocks = if narrow.tied_trunk { 1 } else { narrow.depth };
+        let (stem, end): (_, &[&str]) = match narrow.design {
+            Design::Tutorial => ("stem", &tutorial),
+            Design::Official => ("patch_embed", &["cls_token", "blocks_token_only", "norm", "head"]),
+        };
+        test_support::check_layers(&narrow, blocks, &[stem], end, &[]);
+    }
 }

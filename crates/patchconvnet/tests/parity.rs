@@ -3,10 +3,10 @@
 //! The expected numbers were made in f32 with Keras 3.15.1 (the tutorial's network), and with the
 //! official implementation on PyTorch 2.11 (S60).
 
-use core_layers::parity::{self, Role, largest_difference};
-use core_layers::{Activation, Model, ModelConfig};
+use core_layers::{Activation, Model};
 use patchconvnet::{ClassTokens, PatchConvNet, PatchConvNetConfig};
 use tch::{Device, Kind, Tensor, nn};
+use test_support::{Role, largest_difference};
 
 /// Fills every tensor by its role, with numbers drawn from the name `rename` gives.
 fn fill(vs: &nn::VarStore, rename: impl Fn(&str) -> String) {
@@ -19,7 +19,7 @@ fn fill(vs: &nn::VarStore, rename: impl Fn(&str) -> String) {
             _ if name.ends_with("weight") => Role::Weight,
             _ => Role::Shift,
         };
-        let values = parity::tensor(&rename(&name), &tensor.size(), role);
+        let values = test_support::tensor(&rename(&name), &tensor.size(), role);
         tch::no_grad(|| tensor.copy_(&values));
     }
 }
@@ -35,7 +35,7 @@ fn tutorial_name(name: &str) -> String {
 
 /// 32×32 images, 0 to 1, resized to 48×48.
 fn tutorial_images() -> Tensor {
-    (parity::images(2, 32) / 255.0).upsample_bilinear2d([48, 48], false, None, None)
+    (test_support::images(2, 32) / 255.0).upsample_bilinear2d([48, 48], false, None, None)
 }
 
 fn build(config: &PatchConvNetConfig, rename: impl Fn(&str) -> String) -> (nn::VarStore, PatchConvNet) {
@@ -126,7 +126,7 @@ fn untied_blocks_with_equal_tensors_compute_what_a_tied_one_does() {
 #[test]
 fn s60_gives_the_official_logits() {
     let (_vs, network) = build(&PatchConvNetConfig::s60(), str::to_owned);
-    let logits = tch::no_grad(|| network.forward_t(&(parity::images(1, 224) / 255.0), false));
+    let logits = tch::no_grad(|| network.forward_t(&(test_support::images(1, 224) / 255.0), false));
     let want = [
         1.726055, -0.291870, -0.413206, -0.158546, 0.067247, 0.745038, 1.246948, -1.120017, -0.090715,
         -0.010068,
@@ -149,7 +149,7 @@ fn class_tokens_of_every_class_give_the_logits_of_another_implementation() {
         ..PatchConvNetConfig::official(64, 3)
     };
     let (_vs, network) = build(&config, str::to_owned);
-    let logits = tch::no_grad(|| network.forward_t(&(parity::images(2, 48) / 255.0), false));
+    let logits = tch::no_grad(|| network.forward_t(&(test_support::images(2, 48) / 255.0), false));
     let want = [
         1.579203, 0.940573, -1.624441, 0.589900, 1.149479, -1.112337, //
         1.315478, 0.766425, -1.757428, 1.515408, 0.962362, -1.526717,

@@ -29,7 +29,7 @@ pub fn forward(
 ) -> Result<Vec<String>, Error> {
     check_output(output, &[weights, input])?;
     let images = WeightsFile::open(input)?.tensor("input")?;
-    let side = architecture.image_size;
+    let side = architecture.facts.image_size;
     match images.size().as_slice() {
         [batch, 3, height, width] if *batch > 0 && (*height, *width) == (side, side) => {}
         other => {

@@ -95,8 +95,8 @@ impl Optimizer {
     pub fn new(vs: &VarStore, architecture: &Architecture, recipe: &OptimizerRecipe) -> Result<Self, Error> {
         let algorithm = recipe.algorithm;
         let tensors: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
-        let names: Vec<String> = tensors.keys().cloned().collect();
-        let layers = architecture.layer_ids(&names)?;
+        let config = architecture.config.as_ref();
+        let layers: Vec<i64> = tensors.keys().map(|name| config.layer_id(name)).collect();
         let last = layers.iter().copied().max().unwrap_or(0);
 
         let mut groups: BTreeMap<(i64, bool), Group> = BTreeMap::new();
@@ -104,7 +104,7 @@ impl Optimizer {
             if !tensor.requires_grad() {
                 continue;
             }
-            let decays = !recipe.decay_weights_only || is_weight(&name, &tensor, architecture.embeddings);
+            let decays = !recipe.decay_weights_only || is_weight(&name, &tensor, config.embeddings());
             let (depth, lr_factor) = match recipe.layer_decay {
                 Some(decay) => (layer, decay.powf((last - layer) as f64)),
                 None => (0, 1.0),

@@ -121,8 +121,8 @@ impl Outline {
         Self {
             model: plan.architecture.model.clone(),
             preset: plan.resolved.preset.clone(),
-            params: plan.architecture.params,
-            macs: plan.architecture.macs,
+            params: plan.architecture.facts.params,
+            macs: plan.architecture.facts.macs,
             out: plan.path.display().to_string(),
             start: start(plan, request),
             dataset: listing.name.clone(),

@@ -20,7 +20,7 @@ use crate::run_dir::{self, Found, RunDir};
 use crate::schedule::LearningRate;
 use crate::signals::Stop;
 use crate::train::{Request, architecture, seed_initial_weights};
-use crate::weights::{Head, WeightsFile, shapes};
+use crate::weights::{self, Head, WeightsFile};
 
 /// A run that can begin, as far as can be known.
 #[derive(Debug)]
@@ -263,9 +263,9 @@ fn build(
         let problem = format!("its SHA-256 is {found}, the recipe's initial weights have {sha256}");
         return Err(Error::Weights { path: file.clone(), problem });
     }
-    let fit = weights.fit(architecture, &shapes(&vs), class_names.map_or(Head::OfSize, Head::For))?;
-    weights.load(&fit, &vs)?;
-    notes.extend(fit.notes.iter().map(|note| format!("{}: {note}", file.display())));
+    let head = class_names.map_or(Head::OfSize, Head::For);
+    let said = weights::load_opened(&vs, architecture, &weights, head)?;
+    notes.extend(said.iter().map(|note| format!("{}: {note}", file.display())));
     Ok((vs, network))
 }
 
@@ -299,7 +299,7 @@ fn check_batch_norm(
     if !batches.into_iter().any(|batch| has_lone_part(batch, recipe.train.accumulate.unwrap_or(1))) {
         return Ok(());
     }
-    let side = architecture.image_size;
+    let side = architecture.facts.image_size;
     let image = Tensor::f_zeros([1, 3, side, side], (Kind::Float, vs.device()))?;
     let (_, steps) = trace::record(|| tch::no_grad(|| network.forward_t(&image, false)));
     let alone =
@@ -329,5 +329,5 @@ fn network_bytes(recipe: &Recipe, architecture: &Architecture) -> u64 {
         Algorithm::Sgd { .. } | Algorithm::Lion { .. } => 1,
         Algorithm::AdamW { .. } | Algorithm::Lamb { .. } => 2,
     };
-    4 * architecture.params * (2 + kept + u64::from(recipe.ema.is_some()))
+    4 * architecture.facts.params * (2 + kept + u64::from(recipe.ema.is_some()))
 }

@@ -55,7 +55,7 @@ pub fn from_preset(root: &Path, preset: &str, model: &str, sets: &[String]) -> R
         let known = presets(root)?;
         return Err(Error::Usage(format!("there is no preset {preset:?}; there are {}", known.join(", "))));
     }
-    let family = registry::find(model)?.family;
+    let family = registry::find(model)?.facts.family;
     let file = directory.join(family).with_extension("toml");
     if !file.is_file() {
         return Err(Error::Usage(format!(
@@ -313,11 +313,16 @@ mod tests {
                 let path = entry.unwrap().path();
                 let recipe = from_file(&path, None, &[]).unwrap().recipe;
                 let network = crate::train::architecture(&recipe, None).unwrap();
-                assert_eq!(path.file_stem().unwrap().to_str(), Some(network.family), "{}", path.display());
-                families.push(network.family);
+                assert_eq!(
+                    path.file_stem().unwrap().to_str(),
+                    Some(network.facts.family),
+                    "{}",
+                    path.display()
+                );
+                families.push(network.facts.family);
             }
             families.sort_unstable();
-            let mut all: Vec<&str> = registry::FAMILIES.iter().map(|family| family.name).collect();
+            let mut all: Vec<&str> = registry::FAMILIES.iter().map(|family| family.name()).collect();
             all.sort_unstable();
             assert_eq!(families, all, "{preset}");
         }

@@ -51,7 +51,7 @@ pub struct Summary {
 pub fn summarize(architecture: &Architecture) -> Result<Summary, Error> {
     let vs = VarStore::new(Device::Cpu);
     let network = architecture.init(&vs.root())?;
-    let side = architecture.image_size;
+    let side = architecture.facts.image_size;
     let image = Tensor::f_zeros([1, 3, side, side], (Kind::Float, Device::Cpu))?;
     let (_, steps) = trace::record(|| tch::no_grad(|| network.forward_t(&image, false)));
 

@@ -298,8 +298,8 @@ fn keeper<'a>(
         starts_from_itself: initial.is_some_and(|weights| run.holds(&weights.file)),
         card: Card {
             model: architecture.model.clone(),
-            family: architecture.family.to_owned(),
-            config: architecture.config.clone(),
+            family: architecture.facts.family.to_owned(),
+            config: architecture.config.to_json(),
             recipe: recipe.clone(),
             data_sha256: source.sha256.clone(),
             channel_mean: stats.mean,
@@ -350,15 +350,15 @@ fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<RunReco
     };
     let result = ResultRow {
         model: recipe.model.name.clone(),
-        family: architecture.family.to_owned(),
+        family: architecture.facts.family.to_owned(),
         preset: preset.clone(),
         dataset: recipe.dataset.to_string(),
         image_size: recipe.data.image_size,
         seed: *seed,
         epochs: recipe.train.epochs,
         batch_size: recipe.train.batch_size,
-        params: architecture.params,
-        macs: architecture.macs,
+        params: architecture.facts.params,
+        macs: architecture.facts.macs,
         best_epoch: None,
         val_top1: None,
         test_top1: None,
@@ -442,9 +442,9 @@ mod tests {
             recipes::from_preset(&root, "reference", "convmixer_reference", &[set.to_owned()]).unwrap().recipe
         };
         let ten = architecture(&recipe("data.image_size=64"), Some(10)).unwrap();
-        assert_eq!((ten.num_classes, ten.image_size), (10, 64));
+        assert_eq!((ten.facts.num_classes, ten.facts.image_size), (10, 64));
         let hundred = architecture(&recipe("dataset=cifar100"), Some(100)).unwrap();
-        assert_eq!((hundred.num_classes, hundred.image_size), (100, 32));
+        assert_eq!((hundred.facts.num_classes, hundred.facts.image_size), (100, 32));
         let refused = architecture(&recipe("model.num_classes=7"), None).unwrap_err().to_string();
         assert!(refused.contains("model.num_classes is decided by the data set"), "{refused}");
     }

@@ -1,18 +1,14 @@
-//! Weights as safetensors files: written with what is needed to use them, read strictly.
-//!
-//! [`WeightsFile::open`] reads the header, [`WeightsFile::fit`] compares it with a network, [`WeightsFile::load`] copies
-//! the values: a file that is wrong is refused before its tensors are read, and the file is opened once.
+//! Weights as safetensors files: what this project's files say of themselves, and loading with the network's name in what is
+//! said. Reading and writing itself is [`core_layers::weights`].
 
 mod bytes;
-mod file;
-mod fit;
-mod names;
-mod other;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 
+use core_layers::weights::{Problem, WeightsError, shapes};
+use run_record::first_few;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::nn::VarStore;
@@ -21,13 +17,10 @@ use crate::Error;
 use crate::registry::{self, Architecture};
 
 pub use bytes::{copy_exactly, tensors_from_bytes, tensors_to_bytes, to_bytes};
-pub use file::WeightsFile;
-pub use fit::{Fit, Head, Shapes, shapes};
+pub use core_layers::weights::{Fit, Head, WeightsFile};
 
-/// The metadata key of a safetensors file under which its [`Card`] stands, as JSON.
-const CARD_KEY: &str = "compact-vision";
-
-/// What a weights file says of itself, besides the tensors.
+/// What a weights file says of itself, besides the tensors: as JSON under the metadata key
+/// [`CARD_KEY`](core_layers::weights::CARD_KEY).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     /// Variant name.
@@ -53,20 +46,49 @@ pub struct Card {
 }
 
 impl Card {
+    /// What a weights file of this project says of itself.
+    ///
+    /// # Errors
+    /// A file that says nothing, or whose description is damaged.
+    pub fn of(file: &WeightsFile) -> Result<Self, Error> {
+        let card = file.card().ok_or_else(|| {
+            wrong(
+                file.path(),
+                "these weights do not say which network and data they belong to; expected a file from a run",
+            )
+        })?;
+        let damaged = |problem: &dyn std::fmt::Display| {
+            wrong(file.path(), format!("its description is damaged: {problem}"))
+        };
+        let card: Self = serde_json::from_str(card).map_err(|error| damaged(&error))?;
+        card.recipe.validate().map_err(|error| damaged(&error))?;
+        Ok(card)
+    }
+
     /// The network the weights belong to.
     ///
     /// # Errors
     /// An architecture or configuration this program does not know; `path` is named.
     pub fn architecture(&self, path: &Path) -> Result<Architecture, Error> {
-        let found = registry::from_config(&self.family, self.config.clone());
-        let architecture =
-            found.map_err(|problem| wrong(path, format!("written for {}: {problem}", self.model)))?;
-        Ok(architecture.named(&self.model))
+        registry::from_config(&self.family, &self.model, &self.config)
+            .map_err(|problem| wrong(path, format!("written for {}: {problem}", self.model)))
+    }
+
+    /// In what the network differs from `architecture`, as far as the two say.
+    fn difference(&self, architecture: &Architecture) -> Option<String> {
+        if self.family != architecture.facts.family {
+            return Some(format!("the file is of {}", self.model));
+        }
+        let ours = architecture.config.to_json();
+        let fields = self.config.as_object()?.iter();
+        let other = fields.filter(|(field, value)| ours[field.as_str()] != **value);
+        let other: Vec<String> = other.map(|(field, value)| format!("model.{field} = {value}")).collect();
+        (!other.is_empty()).then(|| format!("the file is of {} with {}", self.model, first_few(&other)))
     }
 }
 
-/// Opens a weights file, compares it with the network `architecture` whose tensors are in `vs`, and loads it. Returned
-/// are the notes of [`Fit`].
+/// Opens a weights file and loads it into the network `architecture`, whose tensors are in `vs`. Returned are the notes of
+/// [`Fit`].
 ///
 /// # Errors
 /// Those of [`WeightsFile`]; the network is then unchanged.
@@ -76,10 +98,41 @@ pub fn load(
     path: &Path,
     head: Head<'_>,
 ) -> Result<Vec<String>, Error> {
-    let file = WeightsFile::open(path)?;
-    let fit = file.fit(architecture, &shapes(vs), head)?;
-    file.load(&fit, vs)?;
+    load_opened(vs, architecture, &WeightsFile::open(path)?, head)
+}
+
+/// [`load`] from a file that is open already.
+///
+/// # Errors
+/// Those of [`WeightsFile`]; the network is then unchanged.
+pub fn load_opened(
+    vs: &VarStore,
+    architecture: &Architecture,
+    file: &WeightsFile,
+    head: Head<'_>,
+) -> Result<Vec<String>, Error> {
+    let config = architecture.config.as_ref();
+    let fit = file.fit(config, &shapes(vs), head).map_err(|error| match error.problem {
+        Problem::Mismatch(mismatch) => {
+            let difference = Card::of(file).ok().and_then(|card| card.difference(architecture));
+            let difference = difference.map_or_else(String::new, |difference| format!("; {difference}"));
+            let model = &architecture.model;
+            wrong(file.path(), format!("the tensors are not those of {model}; {mismatch}{difference}"))
+        }
+        _ => error.into(),
+    })?;
+    file.load(&fit, config, vs)?;
     Ok(fit.notes)
+}
+
+impl From<WeightsError> for Error {
+    fn from(WeightsError { path, problem }: WeightsError) -> Self {
+        match problem {
+            Problem::Io(source) => Self::Io { path, source },
+            Problem::Torch(error) => error.into(),
+            problem => Self::Weights { path, problem: problem.to_string() },
+        }
+    }
 }
 
 fn wrong(path: &Path, problem: impl Into<String>) -> Error {

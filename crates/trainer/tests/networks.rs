@@ -35,7 +35,7 @@ fn error_line(output: &Output, code: i32) -> String {
 }
 
 fn read_tensor(path: &Path, name: &str) -> Result<Tensor, Error> {
-    WeightsFile::open(path)?.tensor(name)
+    Ok(WeightsFile::open(path)?.tensor(name)?)
 }
 
 fn write(path: &Path, name: &str, tensor: Tensor) {

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use core_layers::{Model, parity, trace};
+use core_layers::{Model, trace};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use trainer::registry::{Architecture, FAMILIES, Family};
+use trainer::registry::{self, Architecture, FAMILIES};
 use trainer::weights::{self, Head};
 
 /// What a variant may cost to be checked every time; the others are checked on demand.
@@ -14,8 +14,8 @@ const PARAMETERS: u64 = 35_000_000;
 const MACS: u64 = 5_000_000_000;
 
 fn variants(small: bool) -> Vec<Architecture> {
-    let all = FAMILIES.iter().flat_map(Family::variants);
-    all.filter(|v| (v.params <= PARAMETERS && v.macs <= MACS) == small).collect()
+    let all = registry::names().into_iter().map(|name| registry::find(name).expect("it is there"));
+    all.filter(|v| (v.facts.params <= PARAMETERS && v.facts.macs <= MACS) == small).collect()
 }
 
 fn build(architecture: &Architecture) -> (VarStore, Box<dyn Model>) {
@@ -33,29 +33,29 @@ fn check(architecture: &Architecture) {
     let renamed: Vec<&String> = variables.keys().filter(|name| name.contains("__")).collect();
     assert!(renamed.is_empty(), "{name}: {renamed:?}");
     let built: usize = vs.trainable_variables().iter().map(Tensor::numel).sum();
-    assert_eq!(built as u64, architecture.params, "{name}: parameters");
+    assert_eq!(built as u64, architecture.facts.params, "{name}: parameters");
 
     // One image, layer by layer: as much work as was said, and no tensor that no layer uses.
-    let side = architecture.image_size;
+    let side = architecture.facts.image_size;
     let images = Tensor::rand([3, 3, side, side], (Kind::Float, Device::Cpu));
     let one = images.narrow(0, 0, 1);
     let (logits, steps) = trace::record(|| tch::no_grad(|| network.forward_t(&one, false)));
-    assert_eq!(logits.size(), [1, architecture.num_classes], "{name}: logits");
-    assert_eq!(steps.iter().map(|step| step.macs).sum::<u64>(), architecture.macs, "{name}: MACs");
+    assert_eq!(logits.size(), [1, architecture.facts.num_classes], "{name}: logits");
+    assert_eq!(steps.iter().map(|step| step.macs).sum::<u64>(), architecture.facts.macs, "{name}: MACs");
     let used: Vec<_> = steps.iter().flat_map(|step| &step.tensors).map(Tensor::data_ptr).collect();
     let idle: Vec<_> = variables.iter().filter(|(_, t)| !used.contains(&t.data_ptr())).collect();
     assert!(idle.is_empty(), "{name}: no layer uses {idle:?}");
 
     // Three images: finite, and each as it is alone.
     let three = tch::no_grad(|| network.forward_t(&images, false));
-    assert_eq!(three.size(), [3, architecture.num_classes], "{name}: logits");
+    assert_eq!(three.size(), [3, architecture.facts.num_classes], "{name}: logits");
     assert_eq!(three.isfinite().all().int64_value(&[]), 1, "{name}: logits that are not finite");
     let scale = three.abs().max().double_value(&[]).max(1.0);
-    let dependence = parity::batch_dependence(network.as_ref(), &images);
+    let dependence = test_support::batch_dependence(network.as_ref(), &images);
     assert!(dependence < 1e-4 * scale, "{name}: an image's logits move by {dependence} with its neighbours");
 
     // A step on two images reaches everything that is trained.
-    let idle = parity::without_gradient(&vs, network.as_ref(), &images.narrow(0, 0, 2));
+    let idle = test_support::without_gradient(&vs, network.as_ref(), &images.narrow(0, 0, 2));
     assert_eq!(idle, [""; 0], "{name}: tensors without a gradient");
 
     // Saved and loaded into a second network, the logits are the same to the last bit.
@@ -76,7 +76,7 @@ fn every_variant_that_is_quick_to_build_does_what_it_says() {
     let variants = variants(true);
     assert!(variants.len() > 40, "only {} variants are small", variants.len());
     for family in FAMILIES {
-        assert!(variants.iter().any(|v| v.family == family.name), "no small {}", family.name);
+        assert!(variants.iter().any(|v| v.facts.family == family.name()), "no small {}", family.name());
     }
     variants.iter().for_each(check);
 }
@@ -86,7 +86,7 @@ fn every_variant_that_is_quick_to_build_does_what_it_says() {
 #[ignore = "takes twenty minutes on one core, and memory for four copies of 632 million parameters"]
 fn every_large_variant_does_what_it_says() {
     for variant in variants(false) {
-        println!("{}: {} parameters, {} MACs", variant.model, variant.params, variant.macs);
+        println!("{}: {} parameters, {} MACs", variant.model, variant.facts.params, variant.facts.macs);
         check(&variant);
     }
 }

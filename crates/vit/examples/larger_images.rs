@@ -3,30 +3,36 @@
 //! `vit_tiny_patch16_224`; without them, freshly drawn ones show the mechanics.
 
 use std::error::Error;
+use std::fs::File;
+use std::path::PathBuf;
 
-use core_layers::{Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
-use vit::VitConfig;
+use vit::weights::{self, Head, write_safetensors};
+use vit::{Model, VitConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut small = nn::VarStore::new(Device::Cpu);
+    let small = nn::VarStore::new(Device::Cpu);
     let at_224 = VitConfig::tiny(16, 224).init(&small.root())?;
-    if let Some(weights) = std::env::args().nth(1) {
-        small.load(weights)?;
-    }
+    let file = match std::env::args().nth(1) {
+        Some(weights) => {
+            weights::load(&small, &VitConfig::tiny(16, 224), weights.as_ref(), Head::Same)?;
+            PathBuf::from(weights)
+        }
+        None => {
+            let drawn = std::env::temp_dir().join(format!("vit-at-224-{}.safetensors", std::process::id()));
+            write_safetensors(
+                File::create(&drawn)?,
+                &small.variables().into_iter().collect(),
+                &Default::default(),
+            )?;
+            drawn
+        }
+    };
 
     let large = nn::VarStore::new(Device::Cpu);
     let at_384 = VitConfig::tiny(16, 384).init(&large.root())?;
-    let own = small.variables();
-    tch::no_grad(|| {
-        for (name, mut tensor) in large.variables() {
-            let shape = tensor.size();
-            let same = own.get(&name).filter(|from| from.size() == shape).map(Tensor::shallow_clone);
-            let fitted = same.or_else(|| VitConfig::resample(&name, own.get(&name)?, &shape));
-            tensor.f_copy_(&fitted.ok_or_else(|| format!("{name} does not fit"))?)?;
-        }
-        Ok::<_, Box<dyn Error>>(())
-    })?;
+    let loaded = weights::load(&large, &VitConfig::tiny(16, 384), &file, Head::Same)?;
+    loaded.notes.iter().for_each(|note| println!("{note}"));
 
     let image = Tensor::rand([1, 3, 384, 384], (Kind::Float, Device::Cpu));
     let reduced = image.upsample_bilinear2d([224, 224], false, None, None);

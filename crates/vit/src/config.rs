@@ -1,14 +1,9 @@
 //! The numbers that make a Vision Transformer, and the variants that have a name.
 
 use core_layers::{
-    Activation, ConfigError, InitScheme, ModelConfig, Resample, Variant, count, field_error, number_after,
-    require_rates, require_sizes, resize_position_embedding,
+    Activation, ConfigError, InitScheme, Variant, count, field_error, require_rates, require_sizes,
 };
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
-use tch::nn::Path;
-
-use crate::Vit;
 
 /// What parameters start from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,12 +132,9 @@ impl VitInit {
     }
 }
 
-impl ModelConfig for VitConfig {
-    type Network = Vit;
-
-    const FAMILY: &'static str = "vit";
-
-    const VARIANTS: &'static [Variant<Self>] = &[
+impl VitConfig {
+    /// Every variant with a name.
+    pub const VARIANTS: &'static [Variant<Self>] = &[
         Variant { name: "vit_reference", config: Self::reference },
         Variant { name: "vit_b16_reference", config: Self::b16_reference },
         Variant { name: "vit_tiny_patch16_224", config: || Self::tiny(16, 224) },
@@ -165,40 +157,11 @@ impl ModelConfig for VitConfig {
         Variant { name: "vit_huge_patch14_224", config: || Self::huge(14, 224) },
     ];
 
-    const EMBEDDINGS: &'static [&'static str] = &["cls_token", "pos_embed"];
-
-    fn head(&self) -> &'static [&'static str] {
-        &["head."]
-    }
-
-    fn layer_id(&self, name: &str) -> i64 {
-        let stem = ["patch_embed.", "cls_token", "pos_embed"];
-        match number_after(name, "blocks.") {
-            Some(block) => block + 1,
-            None if stem.iter().any(|prefix| name.starts_with(prefix)) => 0,
-            None if name.starts_with("norm.") => self.depth,
-            None => self.depth + 1,
-        }
-    }
-
-    /// The position embedding, bicubic with antialiasing, as timm does.
-    fn resample(name: &str, tensor: &Tensor, shape: &[i64]) -> Option<Tensor> {
-        if name != "pos_embed" || shape.len() != 3 {
-            return None;
-        }
-        let side = ((shape[1] - 1) as f64).sqrt() as i64;
-        resize_position_embedding(tensor, 1, side, Resample::BicubicAntialias).ok()
-    }
-
-    fn image_size(&self) -> i64 {
-        self.image_size
-    }
-
-    fn num_classes(&self) -> i64 {
-        self.num_classes
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field out of its range, with the range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         require_sizes(&[
             ("image_size", self.image_size, 4_096),
             ("patch_size", self.patch_size, 1_024),
@@ -220,7 +183,8 @@ impl ModelConfig for VitConfig {
         Ok(())
     }
 
-    fn param_count(&self) -> u64 {
+    /// Trainable parameters of a valid configuration, counted without building the network.
+    pub fn param_count(&self) -> u64 {
         let (d, p, hidden) = (self.embed_dim, self.patch_size, self.mlp_hidden);
         let tokens = self.grid() * self.grid() + 1;
         let embedding = count(&[3, p, p, d]) + count(&[d]) + count(&[d]) + count(&[tokens, d]);
@@ -232,16 +196,13 @@ impl ModelConfig for VitConfig {
         embedding + count(&[self.depth]) * (2 * norm + qkv + proj + mlp) + norm + head
     }
 
-    fn macs(&self) -> u64 {
+    /// Multiply-accumulates of convolutions and matrix products in one forward pass on one image of
+    /// `image_size`, attention products included, for a valid configuration.
+    pub fn macs(&self) -> u64 {
         let (d, p, n) = (self.embed_dim, self.patch_size, self.grid() * self.grid() + 1);
         let embedding = count(&[n - 1, 3, p, p, d]);
         let block = count(&[n, 4, d, d]) + count(&[2, n, n, d]) + count(&[n, 2, d, self.mlp_hidden]);
         embedding + count(&[self.depth]) * block + count(&[d, self.num_classes])
-    }
-
-    fn init(&self, vs: &Path) -> Result<Vit, ConfigError> {
-        self.validate()?;
-        Ok(Vit::new(vs, self)?)
     }
 }
 

@@ -1,7 +1,11 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+mod family;
 mod network;
 
 pub use config::{VitConfig, VitInit};
+pub use core_layers::{self, Model, ModelConfig, weights};
+pub use family::FAMILY;
 pub use network::Vit;
+pub use tch;

@@ -1,8 +1,8 @@
 //! The network: patch embedding, encoder, head.
 
 use core_layers::{
-    AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention,
-    add_position_embedding, drop_path, drop_path_rates, first_token_map, map_to_tokens, parameter,
+    AttentionConfig, ConfigError, Conv2d, EncoderBlock, EncoderConfig, EncoderPaths, Init, LayerNorm, Linear,
+    MlpConfig, Model, add_position_embedding, drop_path_rates, first_token_map, map_to_tokens, parameter,
     patch_embedding, prepend_tokens,
 };
 use tch::nn::Path;
@@ -22,23 +22,25 @@ pub struct Vit {
     patches: Conv2d,
     class_token: Tensor,
     position: Tensor,
-    blocks: Vec<Block>,
+    blocks: Vec<EncoderBlock>,
     norm: LayerNorm,
     head: Linear,
     grid: i64,
 }
 
-#[derive(Debug)]
-struct Block {
-    first_norm: LayerNorm,
-    attention: MultiHeadAttention,
-    second_norm: LayerNorm,
-    mlp: Mlp,
-    drop_path_rate: f64,
+impl VitConfig {
+    /// Builds the network with freshly drawn parameters under `vs`.
+    ///
+    /// # Errors
+    /// A field out of its range, or what libtorch says when a tensor cannot be made.
+    pub fn init(&self, vs: &Path) -> Result<Vit, ConfigError> {
+        self.validate()?;
+        Ok(Vit::new(vs, self)?)
+    }
 }
 
 impl Vit {
-    pub(crate) fn new(vs: &Path, config: &VitConfig) -> Result<Self, TchError> {
+    fn new(vs: &Path, config: &VitConfig) -> Result<Self, TchError> {
         let &VitConfig { embed_dim: dim, patch_size, num_classes, init, .. } = config;
         let scheme = init.scheme();
         let fan_in = 3 * patch_size * patch_size;
@@ -64,7 +66,7 @@ impl Vit {
             position: parameter(vs, "pos_embed", &[1, tokens, dim], Init::Normal { std: 0.02 })?,
             blocks: (0..)
                 .zip(rates)
-                .map(|(i, rate)| Block::new(&(vs / "blocks" / i), config, rate))
+                .map(|(i, rate)| encoder_block(&(vs / "blocks" / i), config, rate))
                 .collect::<Result<_, _>>()?,
             norm: LayerNorm::new(&(vs / "norm"), dim, NORM_EPS)?,
             head: Linear::new(
@@ -122,48 +124,42 @@ impl Vit {
     }
 }
 
-impl Block {
-    fn new(vs: &Path, config: &VitConfig, drop_path_rate: f64) -> Result<Self, TchError> {
-        let &VitConfig { embed_dim: dim, num_heads, init, .. } = config;
-        let scheme = init.scheme();
-        let attention = AttentionConfig {
-            dim,
-            num_heads,
-            head_dim: dim / num_heads,
-            qkv_bias: config.qkv_bias,
-            external_query: false,
-            attn_drop: 0.0,
-            // In the tutorial too the three are one dense layer.
-            qkv_init: scheme.weight(dim, 3 * dim),
-            proj_init: scheme.weight(dim, dim),
-            bias_init: Init::Zeros,
-        };
-        let mlp = MlpConfig {
-            dim,
-            hidden: config.mlp_hidden,
-            activation: config.activation,
-            act_on_output: config.act_on_output,
-            hidden_drop: config.mlp_drop,
-            output_drop: config.mlp_drop,
-            init: scheme,
-        };
-        Ok(Self {
-            first_norm: LayerNorm::new(&(vs / "norm1"), dim, NORM_EPS)?,
-            attention: MultiHeadAttention::new(&(vs / "attn"), attention)?,
-            second_norm: LayerNorm::new(&(vs / "norm2"), dim, NORM_EPS)?,
-            mlp: Mlp::new(&(vs / "mlp" / "fc1"), &(vs / "mlp" / "fc2"), mlp)?,
-            drop_path_rate,
-        })
-    }
-
-    /// `[B, N, D]` → the same shape, and the attention probabilities `[B, heads, N, N]`.
-    fn forward_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
-        let (mixed, probabilities) = self.attention.forward_t(&self.first_norm.forward(x), None, None, train);
-        let x = x + drop_path(mixed, self.drop_path_rate, train);
-        let branch = self.mlp.forward_t(&self.second_norm.forward(&x), train);
-        let y = &x + drop_path(branch, self.drop_path_rate, train);
-        (y, probabilities)
-    }
+/// The encoder block under `vs`.
+fn encoder_block(vs: &Path, config: &VitConfig, drop_path_rate: f64) -> Result<EncoderBlock, TchError> {
+    let &VitConfig { embed_dim: dim, num_heads, mlp_hidden, activation, act_on_output, mlp_drop, .. } =
+        config;
+    let init = config.init.scheme();
+    let attention = AttentionConfig {
+        dim,
+        num_heads,
+        head_dim: dim / num_heads,
+        qkv_bias: config.qkv_bias,
+        external_query: false,
+        attn_drop: 0.0,
+        // In the tutorial too the three are one dense layer.
+        qkv_init: init.weight(dim, 3 * dim),
+        proj_init: init.weight(dim, dim),
+        bias_init: Init::Zeros,
+    };
+    let (hidden_drop, output_drop) = (mlp_drop, mlp_drop);
+    let mlp =
+        MlpConfig { dim, hidden: mlp_hidden, activation, act_on_output, hidden_drop, output_drop, init };
+    let paths = EncoderPaths {
+        first_norm: vs / "norm1",
+        attention: vs / "attn",
+        second_norm: vs / "norm2",
+        mlp: [vs / "mlp" / "fc1", vs / "mlp" / "fc2"],
+    };
+    let (shared_drop_path, normed_residual) = (false, false);
+    let config = EncoderConfig {
+        attention,
+        mlp,
+        norm_eps: NORM_EPS,
+        drop_path_rate,
+        shared_drop_path,
+        normed_residual,
+    };
+    EncoderBlock::new(&paths, config)
 }
 
 impl Model for Vit {

@@ -1,6 +1,5 @@
 //! Properties every built network has: names, counts, initial ranges, independence of neighbours.
 
-use core_layers::parity;
 use core_layers::{Model, ModelConfig};
 use tch::{Device, Kind, Tensor, nn};
 use vit::VitConfig;
@@ -94,9 +93,9 @@ fn an_images_logits_do_not_depend_on_its_neighbours_and_gradients_reach_everythi
     for config in small() {
         let (vs, network) = build(&config);
         let images = Tensor::rand([3, 3, config.image_size, config.image_size], (Kind::Float, Device::Cpu));
-        let difference = parity::batch_dependence(&network, &images);
+        let difference = test_support::batch_dependence(&network, &images);
         assert!(difference < 1e-5, "{difference}");
-        assert_eq!(parity::without_gradient(&vs, &network, &images), [""; 0]);
+        assert_eq!(test_support::without_gradient(&vs, &network, &images), [""; 0]);
     }
 }
 
@@ -130,7 +129,8 @@ fn attention_maps_and_rollout_are_shares_of_the_class_tokens_attention() {
 #[test]
 fn position_embeddings_are_resampled_and_the_class_slot_kept() {
     let embedding = Tensor::rand([1, 17, 3], (Kind::Float, Device::Cpu));
-    let resample = |embedding: &Tensor, tokens| VitConfig::resample("pos_embed", embedding, &[1, tokens, 3]);
+    let resample =
+        |embedding: &Tensor, tokens| VitConfig::reference().resample("pos_embed", embedding, &[1, tokens, 3]);
     let same = resample(&embedding, 17).expect("sixteen is a square");
     assert!((same - &embedding).abs().max().double_value(&[]) < 1e-6);
     let smaller = resample(&embedding, 5).expect("sixteen is a square");
@@ -140,5 +140,15 @@ fn position_embeddings_are_resampled_and_the_class_slot_kept() {
     let (before, after) = (mean(&embedding.narrow(1, 1, 16)), mean(&smaller.narrow(1, 1, 4)));
     assert!((before - after).abs() < 0.05, "{before} {after}");
     assert!(resample(&embedding.narrow(1, 0, 12), 5).is_none());
-    assert!(VitConfig::resample("cls_token", &embedding, &[1, 5, 3]).is_none());
+    assert!(VitConfig::reference().resample("cls_token", &embedding, &[1, 5, 3]).is_none());
+}
+
+#[test]
+fn every_tensor_has_its_layer() {
+    for variant in VitConfig::VARIANTS {
+        let config = (variant.config)();
+        let narrow = VitConfig { embed_dim: config.num_heads, mlp_hidden: 8, ..config };
+        let stem = ["patch_embed", "cls_token", "pos_embed"];
+        test_support::check_layers(&narrow, narrow.depth, &stem, &["head"], &[]);
+    }
 }

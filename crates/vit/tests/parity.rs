@@ -3,9 +3,9 @@
 //! The expected numbers were made in f32 with Keras 3.15.1 (the CIFAR-10 network), and with timm
 //! 1.0.28 on PyTorch 2.11 (the family).
 
-use core_layers::parity::{self, Role, largest_difference};
-use core_layers::{Activation, Model, ModelConfig};
+use core_layers::{Activation, Model};
 use tch::{Device, Kind, Tensor, nn};
+use test_support::{Role, largest_difference};
 use vit::VitConfig;
 
 /// Fills every tensor by its role, with numbers drawn from the name `rename` gives.
@@ -18,7 +18,7 @@ fn fill(vs: &nn::VarStore, rename: impl Fn(&str) -> String) {
             _ if name.ends_with("weight") => Role::Weight,
             _ => Role::Shift,
         };
-        let values = parity::tensor(&rename(&name), &tensor.size(), role);
+        let values = test_support::tensor(&rename(&name), &tensor.size(), role);
         tch::no_grad(|| tensor.copy_(&values));
     }
 }
@@ -37,7 +37,7 @@ fn tutorial_name(name: &str) -> String {
 fn tutorial_images() -> Tensor {
     let mean = Tensor::from_slice(&[125f32, 123., 114.]).reshape([1, 3, 1, 1]);
     let variance = Tensor::from_slice(&[3969f32, 3844., 4489.]).reshape([1, 3, 1, 1]);
-    let images = (parity::images(2, 32) - mean) / variance.sqrt();
+    let images = (test_support::images(2, 32) - mean) / variance.sqrt();
     images.upsample_bilinear2d([72, 72], false, None, None)
 }
 
@@ -84,7 +84,7 @@ fn the_other_gelu_and_a_missing_one_would_show() {
 
 #[test]
 fn the_family_gives_timms_logits() {
-    let images = parity::images(1, 224) / 255.0;
+    let images = test_support::images(1, 224) / 255.0;
     for (config, best, want) in [
         (
             VitConfig::b16_reference(),

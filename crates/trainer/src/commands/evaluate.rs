@@ -11,7 +11,7 @@ use trainer::memory::Budget;
 use trainer::presentation::Presentation;
 use trainer::progress::{note, say};
 use trainer::signals::Stop;
-use trainer::weights::{Head, WeightsFile, shapes};
+use trainer::weights::{self, Card, Head, WeightsFile};
 use trainer::{Error, environment, recipes};
 
 use super::DataArgs;
@@ -48,14 +48,14 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let root = recipes::workspace_root()?;
     let device = environment::device(&args.device)?;
     let stop = Stop::listen()?;
-    let weights = WeightsFile::open(&args.weights)?;
-    let card = weights.card()?;
+    let file = WeightsFile::open(&args.weights)?;
+    let card = Card::of(&file)?;
     let (recipe, classes) = (&card.recipe, &card.class_names);
     let vs = VarStore::new(device);
     let architecture = card.architecture(&args.weights)?;
     let network = architecture.init(&vs.root())?;
-    weights.load(&weights.fit(&architecture, &shapes(&vs), Head::Same)?, &vs)?;
-    drop(weights);
+    weights::load_opened(&vs, &architecture, &file, Head::Same)?;
+    drop(file);
 
     let DataArgs { data_dir, stream } = &args.data;
     let listing = data::list(recipe, &root, data_dir.as_deref(), Purpose::Evaluation(classes))?;

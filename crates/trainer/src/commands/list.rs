@@ -1,8 +1,11 @@
 //! `list`: the networks.
 
+use core_layers::Facts;
+use serde::Serialize;
+use serde_json::Value;
 use trainer::Error;
 use trainer::progress::say;
-use trainer::registry::FAMILIES;
+use trainer::registry::{self, Architecture};
 
 use super::say_json;
 
@@ -15,30 +18,45 @@ pub struct Args {
     json: bool,
 }
 
+/// A network as JSON.
+#[derive(Serialize)]
+struct Entry<'a> {
+    model: &'a str,
+    #[serde(flatten)]
+    facts: &'a Facts,
+    config: Value,
+}
+
+impl<'a> Entry<'a> {
+    fn of(network: &'a Architecture) -> Self {
+        Self { model: &network.model, facts: &network.facts, config: network.config.to_json() }
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Error> {
     let pattern = args.pattern.as_deref().unwrap_or("*");
     let matcher =
         glob::Pattern::new(pattern).map_err(|error| Error::Usage(format!("pattern {pattern:?}: {error}")))?;
-    let mut variants: Vec<_> = FAMILIES.iter().flat_map(|family| family.variants()).collect();
-    variants.retain(|variant| matcher.matches(&variant.model));
+    let names = registry::names().into_iter().filter(|name| matcher.matches(name));
+    let variants = names.map(registry::find).collect::<Result<Vec<_>, _>>()?;
     if variants.is_empty() {
         return Err(Error::Usage(format!(
             "no model matches {pattern:?}; `list` without a pattern shows all"
         )));
     }
     if args.json {
-        say_json(&variants)?;
-        return Ok(());
+        let entries: Vec<Entry> = variants.iter().map(Entry::of).collect();
+        return say_json(&entries);
     }
     say(&format!(
         "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
         "model", "family", "params", "MACs", "image", "classes"
     ));
-    for v in variants {
+    for Architecture { model, facts, .. } in variants {
         say(&format!(
             "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
-            v.model, v.family, v.params, v.macs, v.image_size, v.num_classes
+            model, facts.family, facts.params, facts.macs, facts.image_size, facts.num_classes
         ));
     }
     Ok(())

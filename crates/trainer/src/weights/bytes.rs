@@ -1,13 +1,14 @@
 //! Tensors as the bytes of a safetensors file, and back without any leniency.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use core_layers::weights::{CARD_KEY, write_safetensors};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::{CARD_KEY, Card};
+use super::Card;
 use crate::Error;
 
 /// Every tensor of `vs` and the card as the bytes of a safetensors file; the same input gives the
@@ -18,35 +19,22 @@ use crate::Error;
 pub fn to_bytes(vs: &VarStore, card: &Card) -> Result<Vec<u8>, Error> {
     let card = serde_json::to_string(card)
         .map_err(|error| Error::Training(format!("the weights cannot be described: {error}")))?;
-    // One entry only: the crate writes several in an order that changes from run to run.
-    let metadata = HashMap::from([(CARD_KEY.to_owned(), card)]);
+    let metadata = BTreeMap::from([(CARD_KEY.to_owned(), card)]);
     tensors_to_bytes(vs.variables().into_iter().collect(), Some(metadata))
 }
 
-/// Named tensors as the bytes of a safetensors file, in f32.
+/// Named tensors as the bytes of a safetensors file.
 ///
 /// # Errors
-/// libtorch's refusal to copy a tensor.
+/// A tensor of a type that the format does not have, or libtorch's refusal to copy one.
 pub fn tensors_to_bytes(
     tensors: BTreeMap<String, Tensor>,
-    metadata: Option<HashMap<String, String>>,
+    metadata: Option<BTreeMap<String, String>>,
 ) -> Result<Vec<u8>, Error> {
-    let mut contents = BTreeMap::new();
-    for (name, tensor) in tensors {
-        let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();
-        let floats = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-        let mut bytes = vec![0; 4 * floats.numel()];
-        // libtorch runs on little-endian machines only, and that is the file's order too.
-        floats.f_copy_data_u8(&mut bytes, floats.numel())?;
-        contents.insert(name, (shape, bytes));
-    }
-    let views: Result<Vec<_>, safetensors::SafeTensorError> = contents
-        .iter()
-        .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
-        .collect();
-    views
-        .and_then(|views| safetensors::serialize(views, metadata))
-        .map_err(|error| Error::Training(format!("the tensors cannot be written: {error}")))
+    let mut bytes = Vec::new();
+    write_safetensors(&mut bytes, &tensors, &metadata.unwrap_or_default())
+        .map_err(|error| Error::Training(format!("the tensors cannot be written: {error}")))?;
+    Ok(bytes)
 }
 
 /// The tensors of a safetensors file in f32, by name, on the CPU.

@@ -1,8 +1,9 @@
 //! Weights files written and read: what fits, what does not, and what is said about it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 
+use core_layers::weights::CARD_KEY;
 use run_record::FieldValue;
 use sha2::Digest;
 use tch::{Device, Tensor, nn};
@@ -24,8 +25,8 @@ fn card(architecture: &Architecture) -> Card {
     let recipe = crate::recipes::from_preset(&root, "quick", "convmixer_reference", &[]).unwrap().recipe;
     Card {
         model: architecture.model.clone(),
-        family: architecture.family.to_owned(),
-        config: architecture.config.clone(),
+        family: architecture.facts.family.to_owned(),
+        config: architecture.config.to_json(),
         recipe,
         data_sha256: "ab".into(),
         channel_mean: [0.0; 3],
@@ -42,9 +43,10 @@ fn a_round_trip_keeps_every_value_and_the_card() {
     let path = directory.path().join("best.safetensors");
     let (vs, architecture) = network(10);
     fs::write(&path, to_bytes(&vs, &card(&architecture)).unwrap()).unwrap();
-    assert_eq!(WeightsFile::open(&path).unwrap().card().unwrap(), card(&architecture));
+    let file = WeightsFile::open(&path).unwrap();
+    assert_eq!(Card::of(&file).unwrap(), card(&architecture));
 
-    let again = WeightsFile::open(&path).unwrap().card().unwrap().architecture(&path).unwrap();
+    let again = Card::of(&file).unwrap().architecture(&path).unwrap();
     let other = nn::VarStore::new(Device::Cpu);
     again.init(&other.root()).unwrap();
     assert_eq!(load(&other, &again, &path, Head::Same).unwrap(), [""; 0]);
@@ -137,12 +139,13 @@ fn what_is_hashed_is_what_is_loaded() {
     fs::write(&path, &bytes).unwrap();
     let (target, _) = network(10);
     let file = WeightsFile::open(&path).unwrap();
-    let fit = file.fit(&architecture, &shapes(&target), Head::Same).unwrap();
+    let config = architecture.config.as_ref();
+    let fit = file.fit(config, &shapes(&target), Head::Same).unwrap();
     let digest = file.sha256().unwrap();
     assert_eq!(digest, crate::recipes::hex(&sha2::Sha256::digest(&bytes)));
     // Whatever becomes of the file.
     fs::write(&path, "something else").unwrap();
-    file.load(&fit, &target).unwrap();
+    file.load(&fit, config, &target).unwrap();
     assert_eq!(target.variables()["head.weight"], vs.variables()["head.weight"]);
     assert_eq!(file.sha256().unwrap(), digest);
 
@@ -150,7 +153,12 @@ fn what_is_hashed_is_what_is_loaded() {
     fs::write(&path, &bytes).unwrap();
     let file = WeightsFile::open(&path).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_len(bytes.len() as u64 - 1).unwrap();
-    assert!(file.load(&fit, &target).unwrap_err().to_string().contains("became shorter while it was read"));
+    assert!(
+        file.load(&fit, config, &target)
+            .unwrap_err()
+            .to_string()
+            .contains("became shorter while it was read")
+    );
 }
 
 #[test]
@@ -369,7 +377,7 @@ fn a_head_is_kept_for_the_same_classes_in_the_same_order() {
     let names = |names: &str| names.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let (vs, architecture) = network(7);
     let write = |card: Option<&str>| {
-        let metadata = card.map(|card| HashMap::from([(CARD_KEY.to_owned(), card.to_owned())]));
+        let metadata = card.map(|card| BTreeMap::from([(CARD_KEY.to_owned(), card.to_owned())]));
         let tensors = vs.variables().into_iter().collect();
         fs::write(&path, tensors_to_bytes(tensors, metadata).unwrap()).unwrap();
     };

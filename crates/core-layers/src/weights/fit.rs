@@ -2,25 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use run_record::first_few;
 use safetensors::Dtype;
-use serde::Deserialize;
 use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
+use super::error::{Mismatch, Misshapen, Problem, WeightsError};
 use super::file::{WeightsFile, floating};
 use super::names::{Names, match_names};
-use super::{Card, wrong};
-use crate::Error;
-use crate::registry::{Architecture, Resample};
-
-/// Names and shapes of a network's tensors.
-pub type Shapes = BTreeMap<String, Vec<i64>>;
-
-/// Names and shapes of the tensors in `vs`.
-pub fn shapes(vs: &VarStore) -> Shapes {
-    vs.variables().into_iter().map(|(name, tensor)| (name, tensor.size())).collect()
-}
+use super::{Shapes, first_few};
+use crate::ModelConfig;
 
 /// What to do about the head, which depends on the classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +31,6 @@ pub struct Fit {
     pub notes: Vec<String>,
     /// By the network's name, the file's name of each tensor to load.
     names: BTreeMap<String, String>,
-    resample: Resample,
 }
 
 /// What the file has under one of the network's names.
@@ -51,14 +40,8 @@ struct Found {
     dtype: Dtype,
 }
 
-/// The part of a [`Card`] that a head depends on, which may come from a later version of this program.
-#[derive(Deserialize)]
-struct Classes {
-    class_names: Vec<String>,
-}
-
 impl WeightsFile {
-    /// Compares the file with the network `architecture` whose tensors are `network`. Every tensor of the network must be in
+    /// Compares the file with the network of `config`, whose tensors are `network`. Every tensor of the network must be in
     /// the file with its shape, and nothing else may be. What is the same thing written differently is understood:
     ///
     /// * tensors wrapped in one of the usual prefixes (`module.`, `state_dict.`, `_orig_mod.`, …), or all in another;
@@ -68,12 +51,18 @@ impl WeightsFile {
     /// * a position embedding for another size of image, which is resampled.
     ///
     /// # Errors
-    /// All missing, unexpected and misshapen tensors in one message.
-    pub fn fit(&self, architecture: &Architecture, network: &Shapes, head: Head<'_>) -> Result<Fit, Error> {
+    /// All missing, unexpected, misshapen and mistyped tensors at once.
+    pub fn fit(
+        &self,
+        config: &dyn ModelConfig,
+        network: &Shapes,
+        head: Head<'_>,
+    ) -> Result<Fit, WeightsError> {
         let (theirs, about): (Vec<String>, Vec<_>) =
             self.contents().map(|(name, shape, dtype)| (name, (shape, dtype))).unzip();
         let mut contents: BTreeMap<String, _> = theirs.iter().cloned().zip(about).collect();
-        let Names { found, mut notes, prefix } = match_names(theirs, self.path(), architecture, network)?;
+        let Names { found, mut notes, prefix } =
+            match_names(theirs, config, network).map_err(|problem| self.wrong(problem))?;
         let mut network = network.clone();
         let mut found: BTreeMap<String, Found> = found
             .into_iter()
@@ -82,81 +71,57 @@ impl WeightsFile {
                 Some((ours, Found { name, shape, dtype }))
             })
             .collect();
-        self.replace_head(&mut network, &mut found, architecture, head, &mut notes);
+        self.replace_head(&mut network, &mut found, config, head, &mut notes);
 
-        let (mut missing, mut misshapen, mut mistyped) = (Vec::new(), Vec::new(), Vec::new());
+        let mut mismatch = Mismatch { prefix, ..Mismatch::default() };
         let mut names = BTreeMap::new();
         for (ours, want) in network {
             let Some(Found { name, shape, dtype }) = found.remove(&ours) else {
-                missing.push(ours);
+                mismatch.missing.push(ours);
                 continue;
             };
             if floating(dtype).is_none() {
-                mistyped.push(format!("{ours} holds {dtype:?}"));
+                mismatch.mistyped.push((ours, format!("{dtype:?}")));
             } else if without_unit_ends(&shape) == without_unit_ends(&want) {
                 names.insert(ours, name);
-            } else if can_be_resampled(architecture, &ours, &shape, &want) {
+            } else if can_be_resampled(config, &ours, &shape, &want) {
                 notes.push(format!("{ours} was resampled from {shape:?} to {want:?}"));
                 names.insert(ours, name);
             } else {
-                misshapen.push(format!("{ours} is {shape:?}, the network has {want:?}"));
+                mismatch.misshapen.push(Misshapen { name: ours, file: shape, network: want });
             }
         }
-        let unexpected: Vec<String> = found.into_keys().collect();
-        let mut problems: Vec<String> = [
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-            ("not of a floating type", mistyped),
-        ]
-        .into_iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(what, names)| format!("{what}: {}", first_few(&names)))
-        .collect();
-        if problems.is_empty() {
-            return Ok(Fit { notes, names, resample: architecture.resample });
+        mismatch.unexpected = found.into_keys().collect();
+        if mismatch.is_none() {
+            Ok(Fit { notes, names })
+        } else {
+            Err(self.error(Problem::Mismatch(mismatch.into())))
         }
-        problems.extend(prefix.map(|prefix| format!("all names begin with {prefix:?}")));
-        problems.extend(self.card().ok().and_then(|card| difference(&card, architecture)));
-        let model = &architecture.model;
-        Err(wrong(self.path(), format!("the tensors are not those of {model}; {}", problems.join("; "))))
     }
 
-    /// Copies the file's values into the network's tensors in `vs`.
+    /// Copies the file's values into the tensors in `vs` of the network that the file was compared with.
     ///
     /// # Errors
     /// A file that can no longer be read, values that are not finite numbers, or libtorch's refusal. The network is then
     /// unchanged.
-    pub fn load(&self, fit: &Fit, vs: &VarStore) -> Result<(), Error> {
+    pub fn load(&self, fit: &Fit, config: &dyn ModelConfig, vs: &VarStore) -> Result<(), WeightsError> {
         let variables = vs.variables();
         let (mut loaded, mut broken) = (Vec::new(), Vec::new());
         for (ours, name) in &fit.names {
-            let other = || wrong(self.path(), format!("{name} was compared with another network's {ours}"));
+            let other = || self.wrong(format!("{name} was compared with another network's {ours}"));
             let variable = variables.get(ours).ok_or_else(other)?;
-            let (tensor, want) = (self.tensor(name)?, variable.size());
-            if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            let tensor = self.tensor(name)?;
+            if !is_finite(&tensor).map_err(|error| self.error(error))? {
                 broken.push(name.clone());
             }
-            let tensor = if without_unit_ends(&tensor.size()) == without_unit_ends(&want) {
-                tensor.f_reshape(want.as_slice())?
-            } else {
-                (fit.resample)(ours, &tensor, &want)
-                    .filter(|fitted| fitted.size() == want)
-                    .ok_or_else(other)?
-            };
+            let tensor = fitted(config, ours, &tensor, &variable.size()).ok_or_else(other)?;
             loaded.push((variable.shallow_clone(), tensor));
         }
         if !broken.is_empty() {
-            let problem = format!(
-                "NaN or infinity in {} of {} tensors: {}; nothing can start from these weights",
-                broken.len(),
-                loaded.len(),
-                first_few(&broken)
-            );
-            return Err(wrong(self.path(), problem));
+            return Err(self.error(Problem::NotFinite { tensors: broken, of: loaded.len() }));
         }
-        tch::no_grad(|| loaded.iter_mut().try_for_each(|(variable, tensor)| variable.f_copy_(tensor)))?;
-        Ok(())
+        tch::no_grad(|| loaded.iter_mut().try_for_each(|(variable, tensor)| variable.f_copy_(tensor)))
+            .map_err(|error| self.error(error))
     }
 
     /// Takes the head out of what is to be loaded and out of what was found, all of it or nothing: unless the two
@@ -165,28 +130,28 @@ impl WeightsFile {
         &self,
         network: &mut Shapes,
         found: &mut BTreeMap<String, Found>,
-        architecture: &Architecture,
+        config: &dyn ModelConfig,
         head: Head<'_>,
         notes: &mut Vec<String>,
     ) {
-        let is_head = |name: &String| architecture.head.iter().any(|head| name.starts_with(head));
+        let is_head = |name: &String| config.head().iter().any(|head| name.starts_with(head));
         let entry = |name: &String, shape: &[i64]| (name.clone(), without_unit_ends(shape).to_vec());
         let ours = network.iter().filter(|(name, _)| is_head(name)).map(|(name, shape)| entry(name, shape));
         let theirs =
             found.iter().filter(|(name, _)| is_head(name)).map(|(name, found)| entry(name, &found.shape));
         let (ours, theirs): (Vec<_>, Vec<_>) = (ours.collect(), theirs.collect());
         let same_size = ours == theirs;
-        let named = self.described().and_then(|card| serde_json::from_str::<Classes>(card).ok());
+        let named = self.class_names();
         let why = match (head, named) {
             (Head::Same, _) => return,
             (Head::OfSize, _) if same_size => return,
-            (Head::For(classes), Some(named)) if same_size && named.class_names == classes => return,
+            (Head::For(classes), Some(named)) if same_size && named == classes => return,
             (Head::For(_), None) if same_size => {
                 notes.push("the file does not name its classes; its head is kept".to_owned());
                 return;
             }
             _ if theirs.is_empty() => "the file has no head".to_owned(),
-            (Head::For(classes), Some(named)) => other_classes(&named.class_names, classes),
+            (Head::For(classes), Some(named)) => other_classes(&named, classes),
             _ => "the file's head is for other classes".to_owned(),
         };
         let names = match ours.as_slice() {
@@ -215,22 +180,22 @@ fn other_classes(theirs: &[String], ours: &[String]) -> String {
     }
 }
 
-/// In what the network a file is of differs from `architecture`, as far as the two say.
-fn difference(card: &Card, architecture: &Architecture) -> Option<String> {
-    if card.family != architecture.family {
-        return Some(format!("the file is of {}", card.model));
+/// The tensor in the shape `want`, resampled where the network knows how to.
+fn fitted(config: &dyn ModelConfig, name: &str, tensor: &Tensor, want: &[i64]) -> Option<Tensor> {
+    if without_unit_ends(&tensor.size()) == without_unit_ends(want) {
+        return tensor.f_reshape(want).ok();
     }
-    let fields = card.config.as_object()?.iter();
-    let other = fields.filter(|(field, value)| architecture.config[field.as_str()] != **value);
-    let other: Vec<String> = other.map(|(field, value)| format!("model.{field} = {value}")).collect();
-    (!other.is_empty()).then(|| format!("the file is of {} with {}", card.model, first_few(&other)))
+    config.resample(name, tensor, want).filter(|resampled| resampled.size() == want)
 }
 
 /// Whether the network knows how to make a tensor of one shape one of another. Tried on zeros that take no memory.
-fn can_be_resampled(architecture: &Architecture, name: &str, shape: &[i64], want: &[i64]) -> bool {
+fn can_be_resampled(config: &dyn ModelConfig, name: &str, shape: &[i64], want: &[i64]) -> bool {
     let zeros = || Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?.f_expand(shape, false);
-    let resampled = |zeros| (architecture.resample)(name, &zeros, want);
-    !shape.contains(&0) && zeros().ok().and_then(resampled).is_some_and(|fitted| fitted.size() == want)
+    !shape.contains(&0) && zeros().ok().and_then(|zeros| fitted(config, name, &zeros, want)).is_some()
+}
+
+fn is_finite(tensor: &Tensor) -> Result<bool, TchError> {
+    Ok(tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
 }
 
 /// A shape without trailing dimensions of 1: `[8, 4, 1, 1]` holds the same matrix as `[8, 4]`.

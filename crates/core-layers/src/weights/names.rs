@@ -1,11 +1,9 @@
 //! What other programs call a network's tensors: prefixes that training scripts add, and other checkpoints' names.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use super::{Shapes, wrong};
-use crate::Error;
-use crate::registry::Architecture;
+use super::Shapes;
+use crate::ModelConfig;
 
 /// What training scripts wrap a network's tensors in, the one to prefer first: an average of the weights
 /// is what their authors publish numbers for.
@@ -25,27 +23,26 @@ pub(super) struct Names {
     pub(super) prefix: Option<String>,
 }
 
-/// Finds the network's names of the tensors the file at `path` calls `theirs`. A prefix that is not certain to be one is taken off if
+/// Finds the network's names of the tensors a file calls `theirs`. A prefix that is not certain to be one is taken off if
 /// the names are then the network's and were not before.
 ///
 /// # Errors
-/// Two tensors for one of the network's, or a configuration that is not one.
+/// Two tensors for one of the network's.
 pub(super) fn match_names(
     theirs: Vec<String>,
-    path: &Path,
-    architecture: &Architecture,
+    config: &dyn ModelConfig,
     network: &Shapes,
-) -> Result<Names, Error> {
+) -> Result<Names, String> {
     let mut notes = Vec::new();
-    let found = unwrap(theirs, path, &mut notes)?;
-    let mut before = rename(&found, "", path, architecture)?;
+    let found = unwrap(theirs, &mut notes)?;
+    let mut before = rename(&found, "", config)?;
     let all_known = |names: &Names| names.found.keys().all(|name| network.contains_key(name));
     let common = common_prefix(found.keys());
     if !all_known(&before) && !common.is_empty() {
         // The shorter the better: what the names share may end with parts of the network's own.
         for (end, _) in common.match_indices('.') {
             let prefix = &common[..=end];
-            let mut names = rename(&found, prefix, path, architecture)?;
+            let mut names = rename(&found, prefix, config)?;
             if all_known(&names) {
                 notes.push(format!("the prefix {prefix:?} of all names was taken off"));
                 notes.append(&mut names.notes);
@@ -59,12 +56,8 @@ pub(super) fn match_names(
 }
 
 /// The names without what is certain to be no part of them, each with the file's own.
-fn unwrap(
-    theirs: Vec<String>,
-    path: &Path,
-    notes: &mut Vec<String>,
-) -> Result<BTreeMap<String, String>, Error> {
-    let twice = |name: &str, what: &str| wrong(path, format!("it has {name} both with and without {what:?}"));
+fn unwrap(theirs: Vec<String>, notes: &mut Vec<String>) -> Result<BTreeMap<String, String>, String> {
+    let twice = |name: &str, what: &str| format!("it has {name} both with and without {what:?}");
     let mut found = BTreeMap::new();
     for name in theirs {
         let plain = name.replace(COMPILED, "");
@@ -97,12 +90,7 @@ fn unwrap(
 }
 
 /// The names that stand after `prefix` as the network's, without those of tensors that say nothing about its weights.
-fn rename(
-    found: &BTreeMap<String, String>,
-    prefix: &str,
-    path: &Path,
-    architecture: &Architecture,
-) -> Result<Names, Error> {
+fn rename(found: &BTreeMap<String, String>, prefix: &str, config: &dyn ModelConfig) -> Result<Names, String> {
     let stripped = |name: &String| name.strip_prefix(prefix).unwrap_or(name).to_owned();
     let pre_logits = |name: &String| name.starts_with("pre_logits.");
     let says_nothing = |name: &String| {
@@ -116,9 +104,10 @@ fn rename(
         .filter(|(name, _)| !says_nothing(name))
         .unzip();
     let mut renamed = BTreeMap::new();
-    for (ours, theirs) in architecture.tensor_names(&names)?.into_iter().zip(theirs) {
+    for (name, theirs) in names.iter().zip(theirs) {
+        let ours = config.tensor_name(name);
         if renamed.insert(ours.clone(), theirs.clone()).is_some() {
-            return Err(wrong(path, format!("it has {ours} twice, once as {theirs}")));
+            return Err(format!("it has {ours} twice, once as {theirs}"));
         }
     }
     let left_out = found.keys().map(stripped).any(|name| pre_logits(&name));

@@ -1,11 +1,12 @@
 //! What a file that is not safetensors is instead, told by its content, and what to do about it.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use run_record::first_few;
 use serde_json::Value;
+
+use super::first_few;
 
 /// Of a file that is nothing known.
 pub(super) const UNKNOWN: &str =
@@ -15,8 +16,7 @@ pub(super) const UNKNOWN: &str =
 const RESAVE: &str = "save its state_dict with safetensors.torch.save_file and give that";
 
 /// What to do with weights of another program.
-const REWRITE: &str =
-    "write its arrays under this network's tensor names as safetensors; `init` makes such a file";
+const REWRITE: &str = "write its arrays under this network's tensor names as safetensors";
 
 /// Bytes that are looked at, at the start and at the end.
 const LOOK: u64 = 64 << 10;
@@ -55,7 +55,7 @@ pub(super) fn not_a_file(path: &Path, kind: &Metadata) -> String {
 ///
 /// # Errors
 /// A file that cannot be read.
-pub(super) fn kind(file: &mut File, size: u64) -> io::Result<Option<String>> {
+pub(super) fn kind(file: &mut (impl Read + Seek), size: u64) -> io::Result<Option<String>> {
     let start = part(file, 0, LOOK)?;
     let with = |what: &str, remedy: &str| Some(format!("{what}; {remedy}"));
     if start.is_empty() {
@@ -91,7 +91,7 @@ pub(super) fn kind(file: &mut File, size: u64) -> io::Result<Option<String>> {
     })
 }
 
-fn part(file: &mut File, from: u64, length: u64) -> io::Result<Vec<u8>> {
+fn part(file: &mut (impl Read + Seek), from: u64, length: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(from))?;
     file.take(length).read_to_end(&mut bytes)?;
@@ -119,7 +119,7 @@ fn zip(start: &[u8], end: &[u8]) -> String {
 }
 
 /// What a text is.
-fn text(file: &mut File, size: u64, start: &[u8]) -> io::Result<Option<String>> {
+fn text(file: &mut (impl Read + Seek), size: u64, start: &[u8]) -> io::Result<Option<String>> {
     // A character may be cut at the end of what was looked at.
     let utf8 = match str::from_utf8(start) {
         Ok(text) => text,
@@ -156,12 +156,10 @@ fn text(file: &mut File, size: u64, start: &[u8]) -> io::Result<Option<String>> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::Cursor;
 
     fn told(bytes: &[u8]) -> Option<String> {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        kind(&mut file, bytes.len() as u64).unwrap()
+        kind(&mut Cursor::new(bytes), bytes.len() as u64).unwrap()
     }
 
     /// A zip archive of empty files, without what no reader here looks at.

@@ -1,4 +1,4 @@
-//! Deterministic tensors for comparing a network with another implementation of it.
+//! For tests only: deterministic tensors for comparing a network with another implementation of it.
 //!
 //! Both sides fill every parameter with the same numbers, made from the parameter's name alone,
 //! and compare logits: no files change hands. The generator is FNV-1a over the name and
@@ -6,10 +6,11 @@
 //!
 //! Beside them, what the tests of every architecture measure.
 
-use tch::nn::VarStore;
-use tch::{Kind, Tensor};
+use std::collections::BTreeSet;
 
-use crate::Model;
+use core_layers::{Model, ModelConfig};
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
 
 /// What a tensor is for, which decides the range of its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +84,36 @@ pub fn without_gradient(vs: &VarStore, network: &dyn Model, images: &Tensor) -> 
     };
     let variables = vs.variables().into_iter();
     variables.filter(|(_, tensor)| tensor.requires_grad() && !reached(tensor)).map(|(name, _)| name).collect()
+}
+
+/// Where the tensors of a network stand that is built of `config`: in the stem what lies under one of the `stem` paths and
+/// nothing else, in the last layer what lies under one of the `end`, and in each of the `blocks` between them something.
+/// And that each embedding but those of `optional` is a tensor of the network.
+///
+/// # Panics
+/// With the first tensor that is elsewhere.
+pub fn check_layers(config: &dyn ModelConfig, blocks: i64, stem: &[&str], end: &[&str], optional: &[&str]) {
+    let vs = VarStore::new(Device::Cpu);
+    let built = config.build(&vs.root());
+    assert!(built.is_ok(), "{config:?}: {built:?}");
+    let names: BTreeSet<String> = vs.variables().into_keys().collect();
+    let within = |name: &str, parts: &[&str]| {
+        let rest = parts.iter().filter_map(|part| name.strip_prefix(part));
+        rest.into_iter().any(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    for name in &names {
+        let layer = config.layer_id(name);
+        assert_eq!(within(name, stem), layer == 0, "{config:?}: {name} {layer}");
+        assert_eq!(within(name, end), layer == blocks + 1, "{config:?}: {name} {layer}");
+    }
+    let found: BTreeSet<i64> = names.iter().map(|name| config.layer_id(name)).collect();
+    assert!(found.iter().copied().eq(0..=blocks + 1), "{config:?}: {found:?}");
+
+    // A name of an embedding is the name of one: none is a matrix of a layer, and no list is idle.
+    let last: BTreeSet<&str> = names.iter().filter_map(|name| name.rsplit('.').next()).collect();
+    for embedding in config.embeddings() {
+        assert!(optional.contains(embedding) || last.contains(embedding), "{config:?}: {embedding}");
+    }
 }
 
 fn from_uniform(name: &str, shape: &[i64], value: impl Fn(f64) -> f64) -> Tensor {

@@ -1,0 +1,77 @@
+//! What programs that know several architectures ask a ConvMixer's configuration.
+
+use core_layers::{ConfigError, Facts, Model, ModelConfig, Variants, number_after};
+use tch::nn::Path;
+
+use crate::config::ConvMixerConfig;
+
+/// The architecture, for programs that know several.
+pub const FAMILY: Variants<ConvMixerConfig> =
+    Variants { family: "convmixer", named: ConvMixerConfig::VARIANTS };
+
+impl ModelConfig for ConvMixerConfig {
+    fn facts(&self) -> Result<Facts, ConfigError> {
+        self.validate()?;
+        let &Self { image_size, num_classes, .. } = self;
+        let (params, macs) = (self.param_count(), self.macs());
+        Ok(Facts { family: FAMILY.family, image_size, num_classes, params, macs })
+    }
+
+    fn head(&self) -> &'static [&'static str] {
+        &["head."]
+    }
+
+    fn embeddings(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn layer_id(&self, name: &str) -> i64 {
+        match number_after(name, "blocks.") {
+            Some(block) => block + 1,
+            None if name.starts_with("stem.") => 0,
+            None => self.depth + 1,
+        }
+    }
+
+    /// The authors' checkpoints number the layers of one flat sequence: patch convolution, GELU,
+    /// norm, the blocks, pooling, flattening, head.
+    fn tensor_name(&self, name: &str) -> String {
+        let Some((Ok(layer), rest)) = name.split_once('.').map(|(layer, rest)| (layer.parse::<u32>(), rest))
+        else {
+            return name.to_owned();
+        };
+        match i64::from(layer) - 3 {
+            -3 => format!("stem.0.{rest}"),
+            -1 => format!("stem.2.{rest}"),
+            block if (0..self.depth).contains(&block) => format!("blocks.{block}.{rest}"),
+            end if end == self.depth + 2 => format!("head.{rest}"),
+            _ => name.to_owned(),
+        }
+    }
+
+    fn build(&self, vs: &Path) -> Result<Box<dyn Model>, ConfigError> {
+        Ok(Box::new(self.init(vs)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authors_numbered_layers_have_their_places() {
+        let config = ConvMixerConfig::reference();
+        for (name, want) in [
+            ("0.weight", "stem.0.weight"),
+            ("2.running_mean", "stem.2.running_mean"),
+            ("3.0.fn.0.weight", "blocks.0.0.fn.0.weight"),
+            ("10.3.bias", "blocks.7.3.bias"),
+            ("13.weight", "head.weight"),
+            ("11.weight", "11.weight"),
+            ("blocks.0.1.bias", "blocks.0.1.bias"),
+            ("head.bias", "head.bias"),
+        ] {
+            assert_eq!(config.tensor_name(name), want);
+        }
+    }
+}

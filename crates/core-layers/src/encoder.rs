@@ -1,0 +1,80 @@
+//! The encoder block of a vision transformer.
+
+use tch::nn::Path;
+use tch::{TchError, Tensor};
+
+use crate::{
+    AttentionConfig, LayerNorm, Mlp, MlpConfig, MultiHeadAttention, apply_drop_path, drop_path_mask,
+};
+
+/// What decides an [`EncoderBlock`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EncoderConfig {
+    /// Attention by the block's own queries.
+    pub attention: AttentionConfig,
+    /// The perceptron.
+    pub mlp: MlpConfig,
+    /// Added to the variance in both norms.
+    pub norm_eps: f64,
+    /// Rate of stochastic depth of both branches.
+    pub drop_path_rate: f64,
+    /// One draw of stochastic depth for both branches.
+    pub shared_drop_path: bool,
+    /// Whether the second norm replaces the residual stream, as in the official CCT.
+    pub normed_residual: bool,
+}
+
+/// Where the parts of an [`EncoderBlock`] are, whose names differ between checkpoints.
+#[derive(Debug)]
+pub struct EncoderPaths<'a> {
+    /// The norm before the attention.
+    pub first_norm: Path<'a>,
+    /// The attention, with `qkv` and `proj`.
+    pub attention: Path<'a>,
+    /// The norm before the perceptron.
+    pub second_norm: Path<'a>,
+    /// The layers of the perceptron.
+    pub mlp: [Path<'a>; 2],
+}
+
+/// Norm, self-attention and a residual, norm, perceptron and a residual (Dosovitskiy et al., arXiv:2010.11929, §3.1).
+#[derive(Debug)]
+pub struct EncoderBlock {
+    first_norm: LayerNorm,
+    attention: MultiHeadAttention,
+    second_norm: LayerNorm,
+    mlp: Mlp,
+    config: EncoderConfig,
+}
+
+impl EncoderBlock {
+    /// Creates the block's layers at `paths`.
+    ///
+    /// # Errors
+    /// What libtorch says when a tensor cannot be made.
+    pub fn new(paths: &EncoderPaths<'_>, config: EncoderConfig) -> Result<Self, TchError> {
+        let EncoderConfig { attention, mlp, norm_eps, .. } = config;
+        let [first, second] = &paths.mlp;
+        Ok(Self {
+            first_norm: LayerNorm::new(&paths.first_norm, attention.dim, norm_eps)?,
+            attention: MultiHeadAttention::new(&paths.attention, attention)?,
+            second_norm: LayerNorm::new(&paths.second_norm, attention.dim, norm_eps)?,
+            mlp: Mlp::new(first, second, mlp)?,
+            config,
+        })
+    }
+
+    /// Tokens `[B, N, D]` → the same shape, and the attention probabilities `[B, heads, N, N]`.
+    pub fn forward_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
+        let EncoderConfig { drop_path_rate, shared_drop_path, normed_residual, .. } = self.config;
+        let draw = || drop_path_mask(x, drop_path_rate, train);
+        let first = draw();
+        let second = if shared_drop_path { first.as_ref().map(Tensor::shallow_clone) } else { draw() };
+        let (mixed, probabilities) = self.attention.forward_t(&self.first_norm.forward(x), None, None, train);
+        let x = x + apply_drop_path(mixed, first.as_ref());
+        let normed = self.second_norm.forward(&x);
+        let branch = apply_drop_path(self.mlp.forward_t(&normed, train), second.as_ref());
+        let residual = if normed_residual { normed } else { x };
+        (residual + branch, probabilities)
+    }
+}

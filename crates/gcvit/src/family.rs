@@ -1,0 +1,54 @@
+//! What programs that know several architectures ask a GCViT's configuration.
+
+use core_layers::{ConfigError, Facts, Model, ModelConfig, Variants, number_after};
+use tch::nn::Path;
+
+use crate::config::GcVitConfig;
+use crate::names::official_name;
+
+/// The architecture, for programs that know several.
+pub const FAMILY: Variants<GcVitConfig> = Variants { family: "gcvit", named: GcVitConfig::VARIANTS };
+
+impl ModelConfig for GcVitConfig {
+    fn facts(&self) -> Result<Facts, ConfigError> {
+        self.validate()?;
+        let &Self { image_size, num_classes, .. } = self;
+        let (params, macs) = (self.param_count(), self.macs());
+        Ok(Facts { family: FAMILY.family, image_size, num_classes, params, macs })
+    }
+
+    fn head(&self) -> &'static [&'static str] {
+        &["head."]
+    }
+
+    fn embeddings(&self) -> &'static [&'static str] {
+        &["relative_position_bias_table"]
+    }
+
+    /// What makes a level's query counts with the level's first block, and what halves the maps with the block after
+    /// it: timm, whose levels start with the halving, counts it with the next level too.
+    fn layer_id(&self, name: &str) -> i64 {
+        let before = |level: i64| self.depths.iter().take(level as usize).sum::<i64>();
+        let Some(level) = number_after(name, "levels.") else {
+            return match name {
+                _ if name.starts_with("patch_embed.") => 0,
+                _ if name.starts_with("norm.") => before(4),
+                _ => before(4) + 1,
+            };
+        };
+        match name.strip_prefix(&format!("levels.{level}.")) {
+            Some(rest) if rest.starts_with("downsample.") => before(level + 1) + 1,
+            Some(rest) => before(level) + number_after(rest, "blocks.").unwrap_or(0) + 1,
+            None => before(4) + 1,
+        }
+    }
+
+    /// timm's names become the official ones; those stay.
+    fn tensor_name(&self, name: &str) -> String {
+        official_name(name)
+    }
+
+    fn build(&self, vs: &Path) -> Result<Box<dyn Model>, ConfigError> {
+        Ok(Box::new(self.init(vs)?))
+    }
+}
