@@ -16,6 +16,7 @@ mod scale;
 mod squeeze_excite;
 mod tokens;
 pub mod trace;
+pub mod weights;
 mod window;
 
 pub use activation::Activation;

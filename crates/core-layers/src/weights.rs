@@ -1,0 +1,5 @@
+//! Named tensors as safetensors files.
+
+mod write;
+
+pub use write::{WriteError, write_safetensors};
