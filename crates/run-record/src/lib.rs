@@ -1,5 +1,7 @@
 //! Plain data of a training run, shared by the trainer that writes it and by xtask that reads it.
 //!
+//! What is called how on the disk is in [`layout`].
+//!
 //! | on disk | type |
 //! | --- | --- |
 //! | `recipes/<preset>/<family>.toml`, `runs/*/recipe.toml` | [`Recipe`] |
@@ -14,10 +16,13 @@ mod augment;
 mod data;
 mod digest;
 mod disk;
+pub mod layout;
+pub mod machine;
 mod optim;
 mod recipe;
 mod record;
 mod summary;
+mod table;
 mod words;
 
 pub use augment::{AugmentRecipe, CropOffset, EraseMode, MixMode, TrainInterpolation};
@@ -38,4 +43,5 @@ pub use record::{
     STATUS_RUNNING, STATUS_STOPPED,
 };
 pub use summary::SummaryRow;
+pub use table::{columns, to_csv};
 pub use words::{complaint, duration, first_few, visible, visible_lines};

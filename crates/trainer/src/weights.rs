@@ -11,6 +11,8 @@ mod other;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +22,7 @@ use tch::nn::VarStore;
 use crate::Error;
 use crate::registry::{self, Architecture};
 
-pub use bytes::{copy_exactly, tensors_from_bytes, tensors_to_bytes, to_bytes};
+pub use bytes::{copy_exactly, tensor, tensors_to_bytes, to_bytes};
 pub use file::WeightsFile;
 pub use fit::{Fit, Head, Shapes, shapes};
 
@@ -53,6 +55,14 @@ pub struct Card {
 }
 
 impl Card {
+    /// The metadata of a safetensors file that says this of itself.
+    ///
+    /// # Errors
+    /// A recipe that JSON cannot hold.
+    pub fn metadata(&self) -> io::Result<BTreeMap<String, String>> {
+        Ok([(CARD_KEY.to_owned(), serde_json::to_string(self)?)].into())
+    }
+
     /// The network the weights belong to.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! `list`: the networks.
 
 use trainer::Error;
-use trainer::progress::say;
+use trainer::progress::show;
 use trainer::registry::FAMILIES;
+use trainer::summary::grouped;
+use trainer::table::table;
 
 use super::say_json;
 
@@ -31,15 +33,12 @@ pub fn run(args: &Args) -> Result<(), Error> {
         say_json(&variants)?;
         return Ok(());
     }
-    say(&format!(
-        "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
-        "model", "family", "params", "MACs", "image", "classes"
-    ));
-    for v in variants {
-        say(&format!(
-            "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
-            v.model, v.family, v.params, v.macs, v.image_size, v.num_classes
-        ));
-    }
+    let rows = variants.into_iter().map(|v| {
+        let numbers =
+            [grouped(v.params), grouped(v.macs), v.image_size.to_string(), v.num_classes.to_string()];
+        let [params, macs, image, classes] = numbers;
+        [v.model.clone(), v.family.to_owned(), params, macs, image, classes]
+    });
+    show(&table(["model", "family", "params", "MACs", "image", "classes"], 2, rows));
     Ok(())
 }

@@ -5,14 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use run_record::first_few;
+use run_record::{Hashing, first_few};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use super::{CARD_KEY, Card, other, wrong};
-use crate::{Error, recipes};
+use crate::Error;
 
 /// Bytes before the header: its length.
 const LENGTH: u64 = 8;
@@ -77,7 +76,9 @@ impl WeightsFile {
     /// # Errors
     /// A file that can no longer be read.
     pub fn sha256(&self) -> Result<String, Error> {
-        Ok(recipes::hex(&Sha256::new().chain_update(&self.head).chain_update(self.tensors()?).finalize()))
+        let mut file = Hashing::new(self.head.as_slice().chain(self.tensors()?));
+        io::copy(&mut file, &mut io::sink()).map_err(Error::io(&self.path))?;
+        Ok(file.finish().1.sha256)
     }
 
     /// What a weights file of this project says of itself.

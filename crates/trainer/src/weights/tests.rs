@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 use run_record::FieldValue;
-use sha2::Digest;
 use tch::{Device, Tensor, nn};
 
 use super::*;
@@ -139,7 +138,7 @@ fn what_is_hashed_is_what_is_loaded() {
     let file = WeightsFile::open(&path).unwrap();
     let fit = file.fit(&architecture, &shapes(&target), Head::Same).unwrap();
     let digest = file.sha256().unwrap();
-    assert_eq!(digest, crate::recipes::hex(&sha2::Sha256::digest(&bytes)));
+    assert_eq!(digest, run_record::sha256(&bytes));
     // Whatever becomes of the file.
     fs::write(&path, "something else").unwrap();
     file.load(&fit, &target).unwrap();
