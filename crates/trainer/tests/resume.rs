@@ -3,7 +3,6 @@
 mod runs;
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -334,7 +333,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
         before(&format!("{name} removed"));
         fs::write(file, &whole).expect("it can be written");
     }
-    assert!(checkpoint::find(&checkpoints(&run)).expect("it can be listed").passed_over.is_empty());
+    assert!(checkpoint::find(&checkpoints(&run), &[]).expect("it can be listed").passed_over.is_empty());
 
     // The program does the same, and says so.
     fs::write(&files[0], "damaged").expect("it can be written");
@@ -393,7 +392,7 @@ fn a_full_disk_during_a_save_costs_no_older_checkpoint() {
     let run = disk.join("run");
     let output = trainer().args(arguments(4, &run, &large)).output().expect("the trainer starts");
     let line = error_line(&output, 1);
-    let found = checkpoint::find(&checkpoints(&run)).expect("it can be listed");
+    let found = checkpoint::find(&checkpoints(&run), &[]).expect("it can be listed");
     let status = record(&run)["result"]["status"].clone();
     let room = mount("remount,size=64m");
     let said = room.then(|| finish(4, &run, &large));
