@@ -6,9 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use run_record::{
-    ResultRow, RunRecord, STATUS_RUNNING, STATUS_STOPPED, SummaryRow, duration, visible, write_atomically,
+    ResultRow, RunRecord, STATUS_RUNNING, STATUS_STOPPED, duration, layout, to_csv, visible, write_atomically,
 };
-use serde::Serialize;
 
 use crate::process::{note, say, show};
 use crate::summary;
@@ -35,11 +34,11 @@ pub(crate) fn report(results: &Path) -> Result<u8> {
         );
     }
     let report = collect(results)?;
-    let csv = results.join("results.csv");
-    write(&csv, &to_csv(&ResultRow::HEADER, &report.rows)?)?;
+    let csv = results.join(layout::RESULTS);
+    write(&csv, &to_csv(&report.rows)?)?;
     let groups = summary::summarise(&report.rows);
-    let summary_csv = results.join("summary.csv");
-    write(&summary_csv, &to_csv(&SummaryRow::HEADER, &groups)?)?;
+    let summary_csv = results.join(layout::SUMMARY);
+    write(&summary_csv, &to_csv(&groups)?)?;
     show(table(&report.rows));
     if let Some(table) = summary::table(&groups) {
         say("");
@@ -72,13 +71,13 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Reads every `runs/*/record.json`.
 pub(crate) fn collect(results: &Path) -> Result<Report> {
     let mut report = Report::default();
-    let runs = results.join("runs");
+    let runs = results.join(layout::RUNS);
     if !runs.is_dir() {
         return Ok(report);
     }
     for run in fs::read_dir(&runs).with_context(|| format!("cannot list {}", runs.display()))? {
         let run = run.with_context(|| format!("cannot list {}", runs.display()))?;
-        let path = run.path().join("record.json");
+        let path = run.path().join(layout::RECORD);
         if !path.exists() {
             continue;
         }
@@ -104,16 +103,6 @@ pub(crate) fn collect(results: &Path) -> Result<Report> {
 pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
     let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
     RunRecord::parse(&text).map_err(|problem| anyhow!("{}: {problem}", path.display()))
-}
-
-fn to_csv(header: &[&str], rows: &[impl Serialize]) -> Result<Vec<u8>> {
-    // The header is written by hand: without a row the writer would leave it out.
-    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    writer.write_record(header)?;
-    for row in rows {
-        writer.serialize(row)?;
-    }
-    writer.into_inner().context("a table cannot be written as CSV")
 }
 
 fn table(rows: &[ResultRow]) -> Table {
@@ -183,7 +172,7 @@ fn shortened(status: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use run_record::RECORD_FORMAT;
+    use run_record::{RECORD_FORMAT, SummaryRow};
 
     pub(crate) fn record(model: &str, preset: &str, seed: u64, status: &str) -> RunRecord {
         let finished = status == run_record::STATUS_COMPLETE;
@@ -252,7 +241,7 @@ pub(crate) mod tests {
         assert_eq!(report(results.path()).unwrap(), 0);
 
         let text = fs::read_to_string(results.path().join("results.csv")).unwrap();
-        assert_eq!(text.lines().next().unwrap(), ResultRow::HEADER.join(","));
+        assert!(text.starts_with("model,family,preset,"), "{text}");
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         let rows: Vec<ResultRow> = reader.deserialize().map(Result::unwrap).collect();
         let keys: Vec<_> = rows.iter().map(|r| (r.model.as_str(), r.preset.as_str(), r.seed)).collect();
@@ -269,7 +258,7 @@ pub(crate) mod tests {
         assert_eq!((found.running, found.stopped), (vec!["5".to_owned()], vec!["6".to_owned()]));
 
         let text = fs::read_to_string(results.path().join("summary.csv")).unwrap();
-        assert_eq!(text.lines().next().unwrap(), SummaryRow::HEADER.join(","));
+        assert!(text.starts_with("model,family,preset,"), "{text}");
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         let groups: Vec<SummaryRow> = reader.deserialize().map(Result::unwrap).collect();
         let keys: Vec<_> = groups.iter().map(|g| (g.preset.as_str(), g.n, g.seeds.as_str())).collect();
@@ -293,9 +282,9 @@ pub(crate) mod tests {
         let results = tempfile::tempdir().unwrap();
         assert_eq!(report(results.path()).unwrap(), 0);
         let text = fs::read_to_string(results.path().join("results.csv")).unwrap();
-        assert_eq!(text.trim_end(), ResultRow::HEADER.join(","));
+        assert_eq!(text.as_bytes(), to_csv::<ResultRow>(&[]).unwrap());
         let text = fs::read_to_string(results.path().join("summary.csv")).unwrap();
-        assert_eq!(text.trim_end(), SummaryRow::HEADER.join(","));
+        assert_eq!(text.as_bytes(), to_csv::<SummaryRow>(&[]).unwrap());
         assert!(report(&results.path().join("typo")).is_err());
     }
 

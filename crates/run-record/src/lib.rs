@@ -1,5 +1,7 @@
 //! Plain data of a training run, shared by the trainer that writes it and by xtask that reads it.
 //!
+//! What is called how on the disk is in [`layout`].
+//!
 //! | on disk | type |
 //! | --- | --- |
 //! | `recipes/<preset>/<family>.toml`, `runs/*/recipe.toml` | [`Recipe`] |
@@ -12,13 +14,17 @@
 
 mod augment;
 mod data;
+mod digest;
 mod disk;
 mod fault;
+pub mod layout;
+pub mod machine;
 mod optim;
 mod policy;
 mod recipe;
 mod record;
 mod summary;
+mod table;
 mod words;
 
 pub use augment::{
@@ -29,7 +35,10 @@ pub use data::{
     CropMode, DataRecipe, DatasetName, FolderRecipe, HeldOut, Interpolation, Normalize, OnError, Resize,
     Validation,
 };
-pub use disk::{cache_dir, check_writable, remove_partial_files, write_atomically};
+pub use digest::{Hashed, Hashing, sha256, sha256_file};
+pub use disk::{
+    cache_dir, check_writable, remove_partial_files, sync_directory, write_atomically, write_atomically_with,
+};
 pub use fault::{RecipeError, RecipeErrors};
 pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerRecipe, RollbackRecipe, Schedule};
 pub use policy::{Policy, TimmRandAugment};
@@ -41,4 +50,5 @@ pub use record::{
     STATUS_RUNNING, STATUS_STOPPED,
 };
 pub use summary::SummaryRow;
+pub use table::{columns, to_csv};
 pub use words::{complaint, duration, first_few, visible, visible_lines};

@@ -215,8 +215,8 @@ impl Select {
     /// The file of the kept weights in a run directory.
     pub fn weights_file(self) -> &'static str {
         match self {
-            Self::Best => "best.safetensors",
-            Self::Last => "last.safetensors",
+            Self::Best => crate::layout::BEST,
+            Self::Last => crate::layout::LAST,
         }
     }
 }

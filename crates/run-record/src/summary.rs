@@ -76,50 +76,12 @@ pub struct SummaryRow {
     pub git_commit: String,
 }
 
-impl SummaryRow {
-    /// The columns of `summary.csv`, in order.
-    pub const HEADER: [&'static str; 32] = [
-        "model",
-        "family",
-        "preset",
-        "dataset",
-        "image_size",
-        "epochs",
-        "batch_size",
-        "params",
-        "macs",
-        "n",
-        "seeds",
-        "val_top1_mean",
-        "val_top1_std",
-        "test_top1_mean",
-        "test_top1_std",
-        "test_top5_mean",
-        "test_top5_std",
-        "test_loss_mean",
-        "test_loss_std",
-        "train_seconds_mean",
-        "train_seconds_std",
-        "images_per_second_mean",
-        "images_per_second_std",
-        "reference_top1",
-        "delta_top1",
-        "device",
-        "precision",
-        "threads",
-        "libtorch",
-        "data_sha256",
-        "recipe_sha256",
-        "git_commit",
-    ];
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_csv_header_is_the_documented_one_and_rows_survive_a_round_trip() {
+    fn rows_survive_a_round_trip() {
         let row = SummaryRow {
             model: "vit_reference".into(),
             n: 2,
@@ -129,11 +91,8 @@ mod tests {
             git_commit: "several".into(),
             ..SummaryRow::default()
         };
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        writer.serialize(&row).unwrap();
-        let text = String::from_utf8(writer.into_inner().unwrap()).unwrap();
-        assert_eq!(text.lines().next().unwrap(), SummaryRow::HEADER.join(","));
-        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let text = crate::to_csv(std::slice::from_ref(&row)).unwrap();
+        let mut reader = csv::Reader::from_reader(text.as_slice());
         assert_eq!(reader.deserialize::<SummaryRow>().next().unwrap().unwrap(), row);
     }
 }

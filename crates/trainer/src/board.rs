@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use image::DynamicImage;
 use run_record::EpochStats;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -47,15 +48,14 @@ impl Board {
         self.losses.push((update, loss));
     }
 
-    /// A picture, PNG.
+    /// A picture.
     ///
     /// # Errors
-    /// Bytes that are not one.
-    pub fn picture(&mut self, update: u64, tag: &str, png: &[u8]) -> Result<(), Error> {
-        let broken = |error: &dyn std::fmt::Display| Error::Training(format!("{tag}: {error}"));
-        let picture = image::load_from_memory(png).map_err(|error| broken(&error))?.into_rgb8();
-        let (width, height) = picture.dimensions();
-        self.events.image(update, tag, width, height, &picture).map_err(|error| broken(&error))
+    /// One that PNG cannot hold.
+    pub fn picture(&mut self, update: u64, tag: &str, picture: &DynamicImage) -> Result<(), Error> {
+        self.events
+            .image(update, tag, picture)
+            .map_err(|error| Error::Training(format!("{tag}: the picture cannot be written as PNG: {error}")))
     }
 
     /// An epoch's numbers, and its weights where they were asked for.

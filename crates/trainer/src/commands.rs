@@ -16,6 +16,7 @@ use trainer::Error;
 use trainer::progress::show;
 use trainer::recipes::{self, Resolved};
 use trainer::registry::{self, Architecture};
+use trainer::signals::Stop;
 
 #[derive(Debug, clap::Args)]
 pub struct NetworkArgs {
@@ -90,6 +91,11 @@ impl NetworkArgs {
         }
         registry::find(&self.model)?.with_fields(&fields)
     }
+}
+
+/// Listens for signals that ask to stop.
+pub fn listen() -> Result<Stop, Error> {
+    Stop::listen().map_err(|error| Error::Training(format!("the system does not deliver signals: {error}")))
 }
 
 /// Prints a value as JSON.

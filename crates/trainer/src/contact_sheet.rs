@@ -1,10 +1,8 @@
 //! A picture of a batch: originals beside what training makes of them, with their labels.
 
-use std::io::Cursor;
-
 use font8x8::UnicodeFonts;
 use image::imageops::{self, FilterType};
-use image::{ImageFormat, Rgb, RgbImage};
+use image::{Rgb, RgbImage};
 use tch::{Kind, Tensor};
 
 use crate::Error;
@@ -36,12 +34,12 @@ const CHARACTERS: usize = (CELL / 8) as usize;
 const PAPER: Rgb<u8> = Rgb([255; 3]);
 const INK: Rgb<u8> = Rgb([0; 3]);
 
-/// The sheet as a PNG file: pairs from left to right and top to bottom, each the original and the augmented
+/// The sheet: pairs from left to right and top to bottom, each the original and the augmented
 /// image side by side.
 ///
 /// # Errors
 /// Images that are not bytes `[3, H, W]`.
-pub fn contact_sheet(pairs: &[Pair]) -> Result<Vec<u8>, Error> {
+pub fn contact_sheet(pairs: &[Pair]) -> Result<RgbImage, Error> {
     let columns = COLUMNS.min(pairs.len().max(1) as u32);
     let rows = (pairs.len() as u32).div_ceil(columns);
     let (pair_width, pair_height) = (2 * CELL + 2 * GAP, CELL + CAPTION + GAP);
@@ -60,11 +58,7 @@ pub fn contact_sheet(pairs: &[Pair]) -> Result<Vec<u8>, Error> {
             write(&mut sheet, x, top + CELL + 2, text);
         }
     }
-    let mut png = Cursor::new(Vec::new());
-    sheet
-        .write_to(&mut png, ImageFormat::Png)
-        .map_err(|error| Error::Training(format!("the contact sheet cannot be written as PNG: {error}")))?;
-    Ok(png.into_inner())
+    Ok(sheet)
 }
 
 /// Bytes `[3, H, W]` as a picture.
@@ -122,7 +116,7 @@ mod tests {
             target: "II".to_owned(),
         };
         let pairs = [pair("a", [0, 255, 0]), pair("b", [0, 0, 255]), pair("", [1, 2, 3])];
-        let sheet = image::load_from_memory(&contact_sheet(&pairs).unwrap()).unwrap().into_rgb8();
+        let sheet = contact_sheet(&pairs).unwrap();
         assert_eq!(sheet.dimensions(), (8 + 3 * (2 * 128 + 24), 8 + 148));
         let at = |x, y| sheet.get_pixel(x, y).0;
         // 32 pixels fill the cell, four times as large; 48 are doubled to 96 in the middle of it.

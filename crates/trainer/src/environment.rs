@@ -1,13 +1,14 @@
 //! What a record says of the machine, the program and the working tree.
 
+use std::env;
 use std::path::Path;
 use std::process::Command;
-use std::{env, fs};
 
+use run_record::machine;
 use tch::{Cuda, Device};
 use torch_ext::{Determinism, Switch, memory_stats, set_determinism};
 
-use crate::{Error, memory};
+use crate::Error;
 
 /// Version of the libtorch this program was built against.
 pub const LIBTORCH: &str = env!("LIBTORCH_VERSION");
@@ -77,25 +78,18 @@ pub fn git_commit(root: &Path) -> String {
     }
 }
 
-/// Processor model, or `unknown`.
-pub fn cpu() -> String {
-    let from_proc = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    });
-    let from_sysctl = || {
-        let output = Command::new("sysctl").args(["-n", "machdep.cpu.brand_string"]).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    from_proc.or_else(from_sysctl).unwrap_or_else(|| "unknown".to_owned())
+/// Largest memory so far, in bytes: that of all tensors on the card for CUDA, else this process's resident memory, where
+/// the system tells it.
+pub fn peak_memory(device: Device) -> Option<u64> {
+    if device.is_cuda() {
+        return memory_stats(device).ok().flatten().map(|stats| stats.peak_allocated);
+    }
+    machine::peak_memory()
 }
 
-/// Largest memory so far, in MiB: that of all tensors on the card for CUDA, else this process's resident memory, where
-/// the system tells it.
+/// The same in MiB, as a record has it.
 pub fn peak_memory_mb(device: Device) -> Option<f64> {
-    let bytes =
-        if device.is_cuda() { memory_stats(device).ok().flatten()?.peak_allocated } else { memory::peak()? };
-    Some((bytes as f64 / f64::from(1 << 20)).round())
+    peak_memory(device).map(|bytes| (bytes as f64 / f64::from(1 << 20)).round())
 }
 
 /// The command line, as given.

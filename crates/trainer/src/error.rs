@@ -6,9 +6,13 @@ use std::sync::Mutex;
 
 use core_layers::ConfigError;
 use data_cifar::DataError;
+use run_record::layout::CHECKPOINT_MODEL;
 use run_record::{DEVICE_FAILED, TrainRecipe};
 use tch::TchError;
 use torch_ext::TorchExtError;
+
+use crate::checkpoint::CheckpointError;
+use crate::signals::Stopped;
 
 /// Why the trainer stopped.
 #[derive(Debug, thiserror::Error)]
@@ -96,14 +100,11 @@ pub enum Error {
         problem: String,
     },
     /// Somebody asked to stop.
-    #[error("stopped by {}", crate::signals::name(*signal))]
-    Stopped {
-        /// The signal.
-        signal: i32,
-    },
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
-    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    Checkpoint(#[from] CheckpointError),
     /// libtorch refused an operation.
     #[error("libtorch: {}", first_line(&.0.to_string()))]
     Torch(#[from] TchError),
@@ -118,7 +119,7 @@ impl Error {
         match self {
             Self::Usage(_) => 2,
             Self::Several(errors) => errors.iter().map(Self::exit_code).max().unwrap_or(1),
-            Self::Stopped { signal } => crate::signals::exit_code(*signal),
+            Self::Stopped(stopped) => stopped.exit_code(),
             _ => 1,
         }
     }
@@ -168,7 +169,8 @@ impl Error {
     /// What libtorch said, if that is where the error comes from and one of the texts is in it.
     fn says(&self, texts: &[&str]) -> Option<String> {
         let from_libtorch =
-            matches!(self, Self::Training(_) | Self::Torch(_) | Self::TorchExt(_) | Self::Data(_));
+            matches!(self, Self::Training(_) | Self::Torch(_) | Self::TorchExt(_) | Self::Data(_))
+                || matches!(self, Self::Checkpoint(CheckpointError::Content { .. }));
         let problem = self.to_string();
         (from_libtorch && texts.iter().any(|text| problem.contains(text))).then_some(problem)
     }
@@ -231,7 +233,7 @@ fn smaller(batch_size: usize, accumulate: usize) -> String {
 fn last_good(checkpoint: Option<&Path>) -> String {
     match checkpoint {
         Some(path) => {
-            let model = path.join("model.safetensors");
+            let model = path.join(CHECKPOINT_MODEL);
             format!(
                 "the last good checkpoint is {} (--weights {} starts from it)",
                 path.display(),

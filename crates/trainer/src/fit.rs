@@ -61,7 +61,7 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
     while !state.counters.is_finished(&job.recipe.train) {
         let outcome = train_epoch(job, &lr, state, keeper).and_then(|()| end_epoch(job, &lr, state, keeper));
         let outcome = match outcome {
-            Err(stopped @ Error::Stopped { .. }) => save(job, &lr, state, keeper).and(Err(stopped)),
+            Err(stopped @ Error::Stopped(_)) => save(job, &lr, state, keeper).and(Err(stopped)),
             outcome => outcome,
         };
         if let (Err(_), Some(board)) = (&outcome, &mut keeper.board) {
@@ -211,23 +211,11 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
     state.sums = Sums::new(job.vs.device(), SavedSums::default())?;
 
     let best = state.counters.best_epochs().first() == Some(&stats.epoch); // a tie keeps the earlier epoch
-    let kept = best || job.recipe.train.select == Select::Last;
-    if kept {
-        let weights = || keeper.weights(job.vs, &stats);
-        state.kept = Some(match &mut state.ema {
-            Some(ema) => ema.in_place(weights)?,
-            None => weights()?,
-        });
-    }
     if let Some(board) = &mut keeper.board {
         board.epoch(state.counters.updates, &stats, job.vs)?;
     }
-    // The checkpoint first: what is published without it would be of an epoch that never was. Events may come before
-    // it, because a run that goes on takes back those after its checkpoint.
-    keeper.save(job.vs, state)?;
-    if kept {
-        keeper.publish_weights(state)?;
-    }
+    // Events may come before the checkpoint, because a run that goes on takes back those after it.
+    keeper.save_epoch(job.vs, state, &stats, best || job.recipe.train.select == Select::Last)?;
     keeper.run.write_history(&state.counters.history)?;
     keeper.retain(state)?;
     job.progress.epoch_done(&stats, best);
@@ -252,7 +240,7 @@ fn rate(job: &Job, lr: &LearningRate, counters: &Counters, updates: u64) -> f64 
 }
 
 /// Saves a checkpoint in the middle of an epoch, unless it would be of no use.
-fn save(job: &Job, lr: &LearningRate, state: &State, keeper: &mut Keeper) -> Result<(), Error> {
+fn save(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keeper) -> Result<(), Error> {
     require_finite(job, lr, state, keeper)?;
     require_finite_weights(job, lr, state, keeper)?;
     keeper.save(job.vs, state)
@@ -294,7 +282,7 @@ fn not_finite(
 mod tests {
     use super::*;
     use crate::data::{self, Purpose};
-    use crate::{recipes, train};
+    use crate::{network, recipes};
     use std::path::Path;
 
     type Tensors = std::collections::BTreeMap<String, Tensor>;
@@ -326,7 +314,7 @@ mod tests {
         let recipe = &recipes::from_preset(&root, "quick", model, &all).unwrap().recipe;
         let source = data::list(recipe, &root, None, Purpose::Training).unwrap();
         let source = source.read(recipe, false, &Stop::default(), &mut |_| {}).unwrap();
-        let architecture = train::architecture(recipe, Some(10)).unwrap();
+        let architecture = network::architecture(recipe, Some(10)).unwrap();
         let vs = VarStore::new(Device::Cpu);
         let network = architecture.init(&vs.root()).unwrap();
         // Other tests draw from the same generator.
@@ -334,7 +322,7 @@ mod tests {
         if start.is_empty() {
             *start = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
         }
-        crate::weights::copy_exactly(&tensors, start).unwrap();
+        tch::no_grad(|| tensors.iter().for_each(|(name, tensor)| tensor.shallow_clone().copy_(&start[name])));
         let stats = source.normalization(&recipe.data).unwrap();
         let (set, _) = source.sets(Device::Cpu).unwrap();
         let presentation = Presentation::new(recipe, &stats, 10, Device::Cpu).unwrap();

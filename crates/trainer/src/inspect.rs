@@ -3,14 +3,15 @@
 use std::fmt::Write;
 
 use data_cifar::{ChannelStats, Draw, permutation, repeated};
-use run_record::{Recipe, visible};
+use image::RgbImage;
+use run_record::Recipe;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::Error;
 use crate::contact_sheet::{Pair, contact_sheet};
 use crate::data::{ClassCounts, Part, Source};
 use crate::presentation::Presentation;
+use crate::{Error, table};
 
 /// What a data set holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,20 +67,18 @@ impl Summary {
         );
         for skipped in &self.skipped {
             // Writing to a string cannot fail.
-            let _ = write!(text, "\nleft out: {}", visible(skipped));
+            let _ = write!(text, "\nleft out: {}", run_record::visible(skipped));
         }
         text
     }
 }
 
-/// How many images of each class each part has, in columns.
+/// How many images of each class each part has, a line each.
 pub fn table(classes: &[ClassCounts]) -> String {
-    let width = classes.iter().map(|class| visible(&class.name).chars().count()).max().unwrap_or(0).max(5);
-    let head = format!("{:<width$} {:>8} {:>10} {:>8}\n", "class", "train", "validation", "test");
     let rows = classes.iter().map(|ClassCounts { name, train, validation, test }| {
-        format!("{:<width$} {train:>8} {validation:>10} {test:>8}\n", visible(name))
+        [name.clone(), train.to_string(), validation.to_string(), test.to_string()]
     });
-    std::iter::once(head).chain(rows).collect()
+    table::table(["class", "train", "validation", "test"], 1, rows) + "\n"
 }
 
 /// What a picture of training images is made by.
@@ -93,7 +92,7 @@ pub struct Shown<'a> {
     pub stats: &'a ChannelStats,
 }
 
-/// The first `count` images of an epoch's first training batch beside what training makes of them, as PNG.
+/// The first `count` images of an epoch's first training batch beside what training makes of them.
 ///
 /// # Errors
 /// libtorch's refusal, or a picture that can no longer be read.
@@ -102,7 +101,7 @@ pub fn sheet(
     train: &Part,
     (seed, epoch): (u64, u32),
     count: usize,
-) -> Result<Vec<u8>, Error> {
+) -> Result<RgbImage, Error> {
     let presentation = Presentation::new(recipe, stats, class_names.len() as i64, train.set.device())?;
     let draw = Draw { seed, epoch: epoch.into(), repeats: presentation.repeats };
     let order = repeated(&permutation(seed, draw.epoch, train.range.clone()), draw.repeats);

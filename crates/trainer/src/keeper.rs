@@ -4,15 +4,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use run_record::{EpochStats, Select};
-use sha2::{Digest, Sha256};
 use tch::nn::VarStore;
 
+use crate::Error;
 use crate::board::Board;
-use crate::checkpoint::{self, Position};
+use crate::checkpoint::{self, Draft, Position};
 use crate::run_dir::RunDir;
-use crate::state::{Identity, Kept, Machine, State};
-use crate::weights::{self, Card};
-use crate::{Error, recipes};
+use crate::state::{Identity, KEPT, Keep, Machine, State};
+use crate::weights::Card;
 
 /// When to save, besides after every epoch, and what to leave.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,7 +64,7 @@ impl Keeper<'_> {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn stepped(&mut self, vs: &VarStore, state: &State) -> Result<(), Error> {
+    pub fn stepped(&mut self, vs: &VarStore, state: &mut State) -> Result<(), Error> {
         if self.has_begun {
             return Ok(());
         }
@@ -81,14 +80,53 @@ impl Keeper<'_> {
     ///
     /// # Errors
     /// A disk that cannot take it.
-    pub fn save(&mut self, vs: &VarStore, state: &State) -> Result<(), Error> {
-        let position = state.counters.position();
-        if self.saved != Some(position) {
-            let checkpoint = state.to_checkpoint(vs, &self.identity, &self.machine)?;
-            checkpoint::save(&self.run.checkpoints(), &checkpoint)?;
-            (self.saved, self.saved_at) = (Some(position), Instant::now());
+    pub fn save(&mut self, vs: &VarStore, state: &mut State) -> Result<(), Error> {
+        if self.saved != Some(state.counters.position()) {
+            self.write(vs, state, None)?;
         }
         self.board.as_mut().map_or(Ok(()), Board::flush)
+    }
+
+    /// Saves the end of an epoch, and with `keep` the weights as those to keep, in the checkpoint and where people look
+    /// for them.
+    ///
+    /// # Errors
+    /// A disk that cannot take it.
+    pub fn save_epoch(
+        &mut self,
+        vs: &VarStore,
+        state: &mut State,
+        stats: &EpochStats,
+        keep: bool,
+    ) -> Result<(), Error> {
+        // The checkpoint first: what is published without it would be of an epoch that never was.
+        self.write(vs, state, keep.then_some(stats))?;
+        self.board.as_mut().map_or(Ok(()), Board::flush)?;
+        if keep { self.publish_weights(state) } else { Ok(()) }
+    }
+
+    /// Writes a checkpoint, in the place of one at the same position. The weights to keep are the current ones if those
+    /// are of an epoch, else those that are kept.
+    fn write(&mut self, vs: &VarStore, state: &mut State, current: Option<&EpochStats>) -> Result<(), Error> {
+        let card = current.map(|stats| Card {
+            epoch: stats.epoch,
+            val_top1: stats.kept_top1(),
+            ..self.card.clone()
+        });
+        let kept = self.kept_files();
+        let keep = card.as_ref().map_or(Keep::Same(&kept), Keep::Current);
+        let position = state.counters.position();
+        let mut draft = Draft::begin(&self.run.checkpoints(), position)?;
+        state.write(&mut draft, vs, &self.identity, &self.machine, keep)?;
+        draft.finish()?;
+        (self.saved, self.saved_at) = (Some(position), Instant::now());
+        Ok(())
+    }
+
+    /// Where the kept weights are.
+    fn kept_files(&self) -> Vec<PathBuf> {
+        let newest = self.newest().map(|checkpoint| checkpoint.join(KEPT));
+        newest.into_iter().chain([self.run.file(self.select.weights_file())]).collect()
     }
 
     /// Removes the checkpoints there is no more need for.
@@ -96,31 +134,24 @@ impl Keeper<'_> {
     /// # Errors
     /// What the file system says.
     pub fn retain(&self, state: &State) -> Result<(), Error> {
+        let Some(saved) = self.saved else { return Ok(()) };
         let at_end = |epoch| Position { epoch, step: None };
         let best = state.counters.best_epochs().into_iter().take(self.saving.best);
         // A rollback goes to the end of an epoch, wherever a killed run went on from.
         let last = state.counters.epoch() - 1;
         let spared: Vec<Position> = best.chain([last]).map(at_end).collect();
-        checkpoint::retain(&self.run.checkpoints(), self.saving.last, &spared)?;
+        checkpoint::retain(&self.run.checkpoints(), saved, self.saving.last, &spared)?;
         Ok(())
-    }
-
-    /// The weights as they are, to keep as those of an epoch.
-    ///
-    /// # Errors
-    /// libtorch's refusal to copy a tensor.
-    pub fn weights(&self, vs: &VarStore, stats: &EpochStats) -> Result<Kept, Error> {
-        let card = Card { epoch: stats.epoch, val_top1: stats.kept_top1(), ..self.card.clone() };
-        let bytes = weights::to_bytes(vs, &card)?;
-        Ok(Kept { epoch: stats.epoch, sha256: recipes::hex(&Sha256::digest(&bytes)), bytes })
     }
 
     /// Has the kept weights where people look for them. A checkpoint has them already.
     ///
     /// # Errors
-    /// A disk that cannot take them.
+    /// Weights that are no longer in the checkpoint, or a disk that cannot take them.
     pub fn publish_weights(&self, state: &State) -> Result<(), Error> {
-        state.kept.as_ref().map_or(Ok(()), |kept| self.run.write(self.select.weights_file(), &kept.bytes))
+        let Some(kept) = &state.kept else { return Ok(()) };
+        let Some(checkpoint) = self.newest() else { return Ok(()) };
+        self.run.publish(&checkpoint.join(KEPT), self.select.weights_file(), &kept.sha256)
     }
 
     /// Makes the state that of the newest whole checkpoint at the end of an epoch, but for the number of times this was
@@ -132,17 +163,18 @@ impl Keeper<'_> {
         let directory = self.run.checkpoints();
         let positions = checkpoint::positions(&directory)?;
         let ends = positions.into_iter().rev().filter(|position| position.step.is_none());
-        let found = ends.filter_map(|position| checkpoint::load(&directory, position).ok()).next();
+        let found = ends.filter_map(|position| checkpoint::load(&directory, position, &[KEPT]).ok()).next();
         let found =
             found.ok_or_else(|| Error::Training("there is no checkpoint to go back to".to_owned()))?;
-        state.restore(vs, &found, &self.identity)?;
-        checkpoint::discard_after(&directory, found.position)?;
+        let position = found.position;
+        state.restore(vs, found, &self.identity)?;
+        checkpoint::discard_after(&directory, position)?;
         state.counters.rollbacks = rollbacks;
-        self.saved = None;
-        self.save(vs, state)?;
+        self.saved = Some(position);
+        self.write(vs, state, None)?;
         self.publish_weights(state)?;
         self.board.as_mut().map_or(Ok(()), |board| board.rewind(state.counters.updates))?;
-        Ok(found.position)
+        Ok(position)
     }
 
     /// The checkpoint that the state was last saved as, or read from.

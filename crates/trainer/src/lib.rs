@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod account;
 pub mod board;
 pub mod checkpoint;
 pub mod contact_sheet;
@@ -14,6 +15,7 @@ pub mod inspect;
 pub mod keeper;
 pub mod loss;
 pub mod memory;
+pub mod network;
 pub mod optimizer;
 pub mod outline;
 pub mod paths;
@@ -23,11 +25,13 @@ pub mod presentation;
 pub mod progress;
 pub mod recipes;
 pub mod registry;
+pub mod request;
 pub mod run_dir;
 pub mod schedule;
 pub mod signals;
 pub mod state;
 pub mod summary;
+pub mod table;
 pub mod tensorboard;
 pub mod train;
 pub mod weights;

@@ -118,7 +118,7 @@ fn main() -> ExitCode {
     };
     let error = error.or_device();
     // To have been asked to stop is none.
-    let label = if matches!(error, Error::Stopped { .. }) { "" } else { "error: " };
+    let label = if matches!(error, Error::Stopped(_)) { "" } else { "error: " };
     error.each().iter().for_each(|error| note(&format!("{label}{error}")));
     ExitCode::from(error.exit_code())
 }

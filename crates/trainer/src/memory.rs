@@ -3,8 +3,8 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
+use run_record::machine;
 use rustix::process::{Resource, getrlimit};
 use tch::Device;
 use torch_ext::memory_info;
@@ -101,41 +101,16 @@ impl fmt::Display for LimitedBy {
 
 /// What this process may have at most, where the system tells it.
 pub fn limit() -> Option<Limit> {
-    let machine = machine().map(|bytes| Limit { bytes, by: LimitedBy::Machine });
+    let machine = machine::memory().map(|bytes| Limit { bytes, by: LimitedBy::Machine });
     let groups = fs::read_to_string("/proc/self/cgroup").ok();
     let group = groups.and_then(|groups| control_group(&groups, Path::new("/sys/fs/cgroup")));
     let group = group.map(|bytes| Limit { bytes, by: LimitedBy::ControlGroup });
     // Libraries are mapped before anything is allocated.
     let addresses = getrlimit(Resource::As).current.map(|most| {
-        let bytes = most.saturating_sub(status_bytes("VmSize:").unwrap_or_default());
+        let bytes = most.saturating_sub(machine::mapped_memory().unwrap_or_default());
         Limit { bytes, by: LimitedBy::AddressSpace }
     });
     [machine, group, addresses].into_iter().flatten().min_by_key(|limit| limit.bytes)
-}
-
-/// Largest resident memory of this process so far, in bytes, where the system tells it.
-pub fn peak() -> Option<u64> {
-    status_bytes("VmHWM:")
-}
-
-/// A line of this process's status.
-fn status_bytes(name: &str) -> Option<u64> {
-    kib_line(&fs::read_to_string("/proc/self/status").ok()?, name)
-}
-
-fn kib_line(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
-fn machine() -> Option<u64> {
-    let from_proc = fs::read_to_string("/proc/meminfo").ok().and_then(|text| kib_line(&text, "MemTotal:"));
-    let from_sysctl = || {
-        let output = Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
-        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
-    };
-    from_proc.or_else(from_sysctl)
 }
 
 /// The least limit of a process's control group and those it lies in. `groups` is `/proc/PID/cgroup`, `root` where the
@@ -206,7 +181,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_has_less_than_its_limit() {
-        let (limit, peak) = (limit().unwrap(), peak().unwrap());
+        let (limit, peak) = (limit().unwrap(), machine::peak_memory().unwrap());
         assert!(peak > 1 << 20 && limit.bytes > peak, "{limit:?} {peak}");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use run_record::{Algorithm, OptimizerRecipe};
+use safetensors::SafeTensors;
 use tch::nn::VarStore;
 use tch::{Kind, TchError, Tensor, no_grad};
 use torch_ext::{
@@ -12,7 +13,7 @@ use torch_ext::{
 
 use crate::Error;
 use crate::registry::Architecture;
-use crate::weights::copy_exactly;
+use crate::weights;
 
 /// The state's name of the number of updates.
 const STEP: &str = "step";
@@ -220,24 +221,26 @@ impl Optimizer {
         state
     }
 
-    /// Copies what [`Self::state`] gave into the state, on any device and of any kind of number.
+    /// Copies what [`Self::state`] gave, as a safetensors file, into the state; tensors may be of any floating type.
     ///
     /// # Errors
     /// A tensor that is missing, unexpected or of another shape, by name, or a `step` that is no count; then nothing
     /// has changed.
-    pub fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> Result<(), Error> {
+    pub fn load_state(&mut self, saved: &SafeTensors) -> Result<(), Error> {
         let wrong =
             |problem: String| Error::Training(format!("the optimiser's state does not fit: {problem}"));
         let mut steps = self.steps;
-        if let Some(given) = saved.get(STEP).filter(|given| given.dim() == 0) {
-            let count = given.f_double_value(&[])?;
+        if let Ok(given) = saved.tensor(STEP)
+            && given.shape().is_empty()
+        {
+            let count = weights::tensor(&given).map_err(wrong)?.f_double_value(&[])?;
             // f32 holds every whole number up to 2²⁴.
             if !(count >= 0.0 && count.fract() == 0.0 && count <= f64::from(1 << 24)) {
                 return Err(wrong(format!("{STEP} is {count}, expected a count of updates")));
             }
             steps = count as u64;
         }
-        copy_exactly(&self.state(), saved).map_err(wrong)?;
+        weights::copy_exactly(&self.state(), saved).map_err(wrong)?;
         self.steps = steps;
         Ok(())
     }

@@ -11,16 +11,16 @@ use tch::{Kind, Tensor};
 use crate::data::ClassCounts;
 use crate::fit::update;
 use crate::inspect::table;
-use crate::memory::{self, in_words};
+use crate::memory::in_words;
 use crate::plan::Plan;
 use crate::presentation::Presentation;
 use crate::progress::{Output, say, show as show_lines};
+use crate::request::Request;
 use crate::run_dir::Found;
 use crate::schedule::LearningRate;
 use crate::signals::Stop;
 use crate::state::State;
 use crate::summary::grouped;
-use crate::train::Request;
 use crate::{Error, environment};
 
 /// What a run would do.
@@ -77,7 +77,7 @@ pub struct Tried {
     pub step_seconds: f64,
     /// Seconds of all training steps; validation, the test and the decoding of pictures come on top.
     pub train_seconds: f64,
-    /// Largest resident memory of this process with all pictures, in bytes; of a GPU's memory it knows nothing.
+    /// Largest memory with all pictures, in bytes: resident memory of this process, or that of all tensors on the card.
     pub memory_bytes: Option<u64>,
 }
 
@@ -262,7 +262,7 @@ fn try_steps(plan: &Plan, request: &Request, outline: &Outline, stop: &Stop) -> 
     Ok(Tried {
         step_seconds,
         train_seconds: step_seconds * steps as f64,
-        memory_bytes: memory::peak().map(|bytes| bytes + pictures),
+        memory_bytes: environment::peak_memory(request.device).map(|bytes| bytes + pictures),
     })
 }
 

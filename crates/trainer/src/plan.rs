@@ -3,23 +3,25 @@
 use std::fs;
 use std::path::PathBuf;
 
-use core_layers::{Model, trace};
+use core_layers::Model;
 use data_cifar::ChannelStats;
-use run_record::{Algorithm, InitialWeights, Recipe};
+use run_record::{InitialWeights, Recipe};
+use tch::Device;
 use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::data::{self, Listing, Purpose, Source};
 use crate::memory::{Budget, Limit, in_words};
+use crate::network::{architecture, check_batch_norm, network_bytes, seed_initial_weights};
 use crate::presentation::Presentation;
 use crate::recipes::Resolved;
 use crate::registry::Architecture;
+use crate::request::Request;
 use crate::run_dir::{self, Found, RunDir};
 use crate::schedule::LearningRate;
 use crate::signals::Stop;
-use crate::train::{Request, architecture, seed_initial_weights};
+use crate::state::KEPT;
 use crate::weights::{self, Head, WeightsFile};
 
 /// A run that can begin, as far as can be known.
@@ -196,8 +198,15 @@ impl Plan {
             return Ok(run);
         }
         let run = RunDir::open(&self.path)?;
-        run.find(&self.resolved.recipe, request.seed, request.precision)?;
-        Ok(run)
+        match run.find(&self.resolved.recipe, request.seed, request.precision)? {
+            Found::Nothing => Ok(run),
+            // This plan would take its place.
+            Found::Unfinished(_) | Found::Finished(_) => Err(Error::RunDir {
+                path: self.path.clone(),
+                problem: "another trainer began this run meanwhile; the same command goes on from there"
+                    .to_owned(),
+            }),
+        }
     }
 }
 
@@ -271,7 +280,7 @@ fn build(
 
 /// The checkpoint to go on from, if there is one. Those that cannot be used are noted.
 fn newest_checkpoint(run: &RunDir, notes: &mut Vec<String>) -> Result<Option<Checkpoint>, Error> {
-    let found = checkpoint::find(&run.checkpoints())?;
+    let found = checkpoint::find(&run.checkpoints(), &[KEPT])?;
     for error in found.passed_over {
         if matches!(error, CheckpointError::Newer { .. }) {
             return Err(error.into());
@@ -283,51 +292,4 @@ fn newest_checkpoint(run: &RunDir, notes: &mut Vec<String>) -> Result<Option<Che
         None => "there is no whole checkpoint of this run; training starts over".to_owned(),
     });
     Ok(found.checkpoint)
-}
-
-/// Refuses batches, or parts of them, of a single image where batch norm would see a single value of a channel: its
-/// variance is not defined, and the running one is lost for good.
-fn check_batch_norm(
-    recipe: &Recipe,
-    architecture: &Architecture,
-    vs: &VarStore,
-    network: &dyn Model,
-    images: usize,
-) -> Result<(), Error> {
-    let batch_size = recipe.train.batch_size;
-    let batches = [batch_size.min(images), images % batch_size];
-    if !batches.into_iter().any(|batch| has_lone_part(batch, recipe.train.accumulate.unwrap_or(1))) {
-        return Ok(());
-    }
-    let side = architecture.facts.image_size;
-    let image = Tensor::f_zeros([1, 3, side, side], (Kind::Float, vs.device()))?;
-    let (_, steps) = trace::record(|| tch::no_grad(|| network.forward_t(&image, false)));
-    let alone =
-        steps.iter().find(|step| step.kind == "BatchNorm2d" && step.output[2..].iter().all(|&n| n == 1));
-    let Some(alone) = alone else { return Ok(()) };
-    let variables = vs.variables();
-    let name = variables.iter().find(|(_, variable)| {
-        alone.tensors.first().is_some_and(|tensor| tensor.data_ptr() == variable.data_ptr())
-    });
-    let name = name.and_then(|(name, _)| name.rsplit_once('.')).map_or("a layer", |(layer, _)| layer);
-    Err(Error::Usage(format!(
-        "train.batch_size = {batch_size}: of {images} training images a step sees a single one, and the batch norm {name} \
-         then a single value of each channel, which has no variance; choose a batch size that leaves 2 or more"
-    )))
-}
-
-/// Whether a batch that is passed through in so many parts has one of a single image.
-fn has_lone_part(batch: usize, parts: usize) -> bool {
-    let len = batch.div_ceil(parts);
-    batch > 0 && (len == 1 || batch % len == 1)
-}
-
-/// Bytes of a network's weights, their gradients, what the optimiser keeps of them, and their average.
-fn network_bytes(recipe: &Recipe, architecture: &Architecture) -> u64 {
-    let kept = match recipe.optimizer.algorithm {
-        Algorithm::Sgd { momentum: 0.0, .. } => 0,
-        Algorithm::Sgd { .. } | Algorithm::Lion { .. } => 1,
-        Algorithm::AdamW { .. } | Algorithm::Lamb { .. } => 2,
-    };
-    4 * architecture.facts.params * (2 + kept + u64::from(recipe.ema.is_some()))
 }

@@ -5,9 +5,8 @@ use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use run_record::{FieldValue, Recipe, RecipeErrors};
+use run_record::{FieldValue, Recipe, RecipeErrors, sha256};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use crate::Error;
@@ -93,18 +92,13 @@ impl Resolved {
 
 /// SHA-256 of what decides the run, as lower-case hexadecimal.
 pub fn digest(recipe: &Recipe) -> Result<String, Error> {
-    Ok(hex(&Sha256::digest(to_toml(&recipe.without_commentary())?)))
+    Ok(sha256(to_toml(&recipe.without_commentary())?))
 }
 
 /// The recipe as TOML.
 pub fn to_toml(recipe: &Recipe) -> Result<String, Error> {
     toml::to_string(recipe)
         .map_err(|error| Error::Usage(format!("the recipe cannot be written as TOML: {error}")))
-}
-
-/// Bytes as lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Every key whose value differs, as `key: old -> new`.
@@ -312,7 +306,7 @@ mod tests {
             for entry in fs::read_dir(root().join("recipes").join(&preset)).unwrap() {
                 let path = entry.unwrap().path();
                 let recipe = from_file(&path, None, &[]).unwrap().recipe;
-                let network = crate::train::architecture(&recipe, None).unwrap();
+                let network = crate::network::architecture(&recipe, None).unwrap();
                 assert_eq!(
                     path.file_stem().unwrap().to_str(),
                     Some(network.facts.family),

@@ -1,24 +1,25 @@
 //! One run's directory: who may write to it, what is already there, replacing that, and writing what is new.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use run_record::layout::{BEST, CHECKPOINTS, HISTORY, LAST, LOCK, LOG, RECIPE, RECORD, TENSORBOARD};
 use run_record::{
-    EpochStats, Recipe, RunRecord, STATUS_COMPLETE, STATUS_FAILED, remove_partial_files, write_atomically,
+    EpochStats, Hashing, Recipe, RunRecord, STATUS_COMPLETE, STATUS_FAILED, remove_partial_files,
+    sha256_file, sync_directory, to_csv, write_atomically, write_atomically_with,
 };
 use rustix::fs::{Access, access};
-use sha2::{Digest, Sha256};
 
 use crate::precision::Precision;
 use crate::progress::Log;
 use crate::{Error, checkpoint, recipes, tensorboard};
 
 /// The files of a run, besides the lock.
-const FILES: [&str; 6] =
-    ["record.json", "recipe.toml", "history.csv", "best.safetensors", "last.safetensors", "train.log"];
+const FILES: [&str; 6] = [RECORD, RECIPE, HISTORY, BEST, LAST, LOG];
 
 /// Its directories.
-const DIRECTORIES: [&str; 2] = ["checkpoints", "tensorboard"];
+const DIRECTORIES: [&str; 2] = [CHECKPOINTS, TENSORBOARD];
 
 /// Where an earlier run waits until the one that replaces it has begun. While it is there it is the run, whatever
 /// lies beside it: only a kill leaves it there.
@@ -75,7 +76,7 @@ impl RunDir {
     /// A directory that cannot be made or written, or another trainer that is using it.
     pub fn open(path: &Path) -> Result<Self, Error> {
         fs::create_dir_all(path).map_err(Error::io(path))?;
-        let lock_path = path.join("run.lock");
+        let lock_path = path.join(LOCK);
         let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -101,7 +102,7 @@ impl RunDir {
 
     /// Where the run's checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
-        self.file("checkpoints")
+        self.file(CHECKPOINTS)
     }
 
     /// The run's directory.
@@ -116,13 +117,13 @@ impl RunDir {
     pub fn find(&self, recipe: &Recipe, seed: u64, precision: Precision) -> Result<Found, Error> {
         let unreadable =
             |name: &str, problem| self.in_the_way(format!("its {name} cannot be read ({problem})"));
-        let Some(record) = self.read("record.json")? else {
+        let Some(record) = self.read(RECORD)? else {
             return match FILES.iter().chain(&DIRECTORIES).find(|name| self.file(name).exists()) {
                 Some(name) => Err(self.in_the_way(format!("it has a {name} that belongs to no run"))),
                 None => Ok(Found::Nothing),
             };
         };
-        let record = RunRecord::parse(&record).map_err(|problem| unreadable("record.json", problem))?;
+        let record = RunRecord::parse(&record).map_err(|problem| unreadable(RECORD, problem))?;
         if record.result.status.starts_with(STATUS_FAILED) && self.has_nothing_to_lose()? {
             return Ok(Found::Nothing);
         }
@@ -130,7 +131,7 @@ impl RunDir {
             Some(old) => old,
             // Killed between the two files; the record tells whether the recipe was this one.
             None if record.result.recipe_sha256 == recipes::digest(recipe)? => recipe.clone(),
-            None => return Err(self.in_the_way("it has a record.json and no recipe.toml".to_owned())),
+            None => return Err(self.in_the_way(format!("it has a {RECORD} and no {RECIPE}"))),
         };
         let mut differences = recipes::differences(&old, recipe)?;
         if record.result.seed != seed {
@@ -148,8 +149,7 @@ impl RunDir {
         if !complete || !self.file(weights).exists() {
             return Ok(Found::Unfinished(Box::new(record))); // a checkpoint has the weights
         }
-        let digest = fs::read(self.file(weights)).map(|bytes| recipes::hex(&Sha256::digest(bytes)));
-        if digest.ok() != record.weights_sha256 {
+        if sha256_file(&self.file(weights)).ok() != record.weights_sha256 {
             let problem =
                 format!("its {weights} is not the one it recorded (without it, a checkpoint's is taken)");
             return Err(self.in_the_way(problem));
@@ -162,9 +162,9 @@ impl RunDir {
     /// # Errors
     /// One that cannot be read.
     pub fn recipe(&self) -> Result<Option<Recipe>, Error> {
-        let text = self.read("recipe.toml")?;
+        let text = self.read(RECIPE)?;
         let recipe = text.map(|text| Recipe::parse(&text)).transpose();
-        recipe.map_err(|problem| self.in_the_way(format!("its recipe.toml cannot be read ({problem})")))
+        recipe.map_err(|problem| self.in_the_way(format!("its {RECIPE} cannot be read ({problem})")))
     }
 
     /// Checks that a run that was found saw the data that is there now.
@@ -187,7 +187,7 @@ impl RunDir {
 
     /// Whether a run left no epoch, no checkpoint and no weights.
     fn has_nothing_to_lose(&self) -> Result<bool, Error> {
-        let kept = ["history.csv", "best.safetensors", "last.safetensors"];
+        let kept = [HISTORY, BEST, LAST];
         let has_none = !kept.iter().any(|name| self.file(name).exists());
         Ok(has_none && checkpoint::positions(&self.checkpoints())?.is_empty())
     }
@@ -205,7 +205,7 @@ impl RunDir {
         let path = self.file(name);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io(&path)(error)),
         }
     }
@@ -216,14 +216,14 @@ impl RunDir {
     /// A file that cannot be removed.
     fn clear(&self) -> Result<(), Error> {
         checkpoint::clear(&self.checkpoints())?;
-        let boards = self.file("tensorboard");
+        let boards = self.file(TENSORBOARD);
         tensorboard::clear(&boards).map_err(Error::io(&boards))?;
         // The record last: without it the rest would belong to nobody.
         for name in FILES.iter().rev() {
             let path = self.file(name);
             match fs::remove_file(&path) {
                 Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io(&path)(error)),
             }
         }
@@ -257,7 +257,7 @@ impl RunDir {
             return Ok(false);
         }
         // With records in both places, nothing was put back yet, and what is here is the replacement's.
-        if aside.join("record.json").exists() && self.file("record.json").exists() {
+        if aside.join(RECORD).exists() && self.has_record() {
             self.clear()?;
         }
         for name in DIRECTORIES.iter().chain(FILES.iter().rev()) {
@@ -300,14 +300,14 @@ impl RunDir {
     /// # Errors
     /// What the file system says.
     pub fn log(&self) -> Result<Log, Error> {
-        let path = self.file("train.log");
+        let path = self.file(LOG);
         let file = File::options().create(true).append(true).open(&path);
         file.map(Log).map_err(Error::io(&path))
     }
 
     /// Whether a run began in the directory.
     pub fn has_record(&self) -> bool {
-        self.file("record.json").exists()
+        self.file(RECORD).exists()
     }
 
     /// Replaces a file of the run.
@@ -319,21 +319,35 @@ impl RunDir {
         write_atomically(&path, bytes).map_err(Error::io(&path))
     }
 
+    /// Replaces a file of the run by a copy of another one, which must have this SHA-256.
+    ///
+    /// # Errors
+    /// A file that has not, or what the file system says; the old file is then still there.
+    pub fn publish(&self, from: &Path, name: &str, sha256: &str) -> Result<(), Error> {
+        let path = self.file(name);
+        let mut source = Hashing::new(File::open(from).map_err(Error::io(from))?);
+        write_atomically_with(&path, |file| {
+            io::copy(&mut source, file)?;
+            let found = source.finish().1.sha256;
+            if found == sha256 {
+                Ok(())
+            } else {
+                Err(io::Error::other(format!("{} has the SHA-256 {found}, not {sha256}", from.display())))
+            }
+        })
+        .map_err(Error::io(&path))
+    }
+
     /// Writes `history.csv` as it stands after an epoch.
     ///
     /// # Errors
     /// What the file system says.
     pub fn write_history(&self, history: &[EpochStats]) -> Result<(), Error> {
         if history.is_empty() {
-            return Ok(()); // without a row there would be no header
+            return Ok(()); // there is no epoch to tell of
         }
-        let broken = |error: csv::Error| Error::io(&self.file("history.csv"))(std::io::Error::other(error));
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        for row in history {
-            writer.serialize(row).map_err(broken)?;
-        }
-        let bytes = writer.into_inner().map_err(|error| broken(error.into_error().into()))?;
-        self.write("history.csv", &bytes)
+        let rows = to_csv(history).map_err(|error| Error::io(&self.file(HISTORY))(error.into()))?;
+        self.write(HISTORY, &rows)
     }
 
     /// Writes `record.json`.
@@ -341,22 +355,22 @@ impl RunDir {
     /// # Errors
     /// What the file system says.
     pub fn write_record(&self, record: &RunRecord) -> Result<(), Error> {
-        let path = self.file("record.json");
+        let path = self.file(RECORD);
         let mut text =
             serde_json::to_string_pretty(record).map_err(|error| Error::io(&path)(error.into()))?;
         text.push('\n');
-        self.write("record.json", text.as_bytes())
+        self.write(RECORD, text.as_bytes())
     }
 }
 
 fn move_if_there(from: &Path, to: &Path) -> Result<(), Error> {
     match fs::rename(from, to) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(from)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(from)(error)),
         _ => Ok(()),
     }
 }
 
 /// Has a directory's entries on the disk.
 fn sync(directory: &Path) -> Result<(), Error> {
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(Error::io(directory))
+    sync_directory(directory).map_err(Error::io(directory))
 }

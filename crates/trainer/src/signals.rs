@@ -8,8 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::flag;
 
-use crate::Error;
-
 /// What a shell adds to a signal's number to say that it ended a program.
 const BY_SIGNAL: i32 = 128;
 
@@ -25,12 +23,7 @@ impl Stop {
     ///
     /// # Errors
     /// The system's refusal.
-    pub fn listen() -> Result<Self, Error> {
-        Self::register()
-            .map_err(|error| Error::Training(format!("the system does not deliver signals: {error}")))
-    }
-
-    fn register() -> io::Result<Self> {
+    pub fn listen() -> io::Result<Self> {
         let stop = Self::default();
         let again = Arc::new(AtomicBool::new(false));
         // In this order: the first Ctrl-C finds the switch off and turns it on, the second finds it on.
@@ -49,11 +42,11 @@ impl Stop {
     }
 
     /// # Errors
-    /// [`Error::Stopped`] once a signal has come.
-    pub fn check(&self) -> Result<(), Error> {
+    /// [`Stopped`] once a signal has come.
+    pub fn check(&self) -> Result<(), Stopped> {
         match self.signal.load(Ordering::Relaxed) {
             0 => Ok(()),
-            signal => Err(Error::Stopped { signal: signal as i32 }),
+            signal => Err(Stopped { signal: signal as i32 }),
         }
     }
 }
@@ -67,13 +60,23 @@ pub fn survive_file_limit() -> io::Result<()> {
     flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
-/// The exit code of a process that a signal stopped.
-pub fn exit_code(signal: i32) -> u8 {
-    u8::try_from(BY_SIGNAL + signal).unwrap_or(1)
+/// Somebody asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("stopped by {}", name(*signal))]
+pub struct Stopped {
+    /// The signal.
+    pub signal: i32,
+}
+
+impl Stopped {
+    /// What a shell expects of a process that the signal ended.
+    pub fn exit_code(self) -> u8 {
+        u8::try_from(BY_SIGNAL + self.signal).unwrap_or(1)
+    }
 }
 
 /// The name of a signal that stops.
-pub fn name(signal: i32) -> &'static str {
+fn name(signal: i32) -> &'static str {
     match signal {
         SIGINT => "Ctrl-C",
         SIGTERM => "SIGTERM",

@@ -2,26 +2,32 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
+use std::path::PathBuf;
 
+use core_layers::weights::write_safetensors;
+use run_record::layout::CHECKPOINT_MODEL as MODEL;
 use run_record::{EpochStats, Recipe, TrainRecipe};
+use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::checkpoint::{Checkpoint, Position};
+use crate::checkpoint::{Checkpoint, Draft, Position};
 use crate::ema::Ema;
 use crate::evaluate::{SavedSums, Sums};
 use crate::optimizer::Optimizer;
 use crate::registry::Architecture;
-use crate::weights;
+use crate::weights::{self, Card};
 
 /// The files of a checkpoint.
-const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EMA: &str = "ema.safetensors";
-const KEPT: &str = "kept.safetensors";
 const STATE: &str = "state.json";
+
+/// That of the weights to keep. It is copied from disk to disk, and no part of the state.
+pub const KEPT: &str = "kept.safetensors";
 
 /// What training carries from step to step, besides the network's tensors.
 #[derive(Debug)]
@@ -54,17 +60,23 @@ pub struct Counters {
     pub rollbacks: u32,
 }
 
-/// The weights of an epoch, as a file.
+/// The weights of an epoch, in a file of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kept {
     /// The epoch.
     pub epoch: u32,
-    /// SHA-256 of the file.
+    /// SHA-256 of the safetensors file.
     pub sha256: String,
-    /// The safetensors file.
-    #[serde(skip)]
-    pub bytes: Vec<u8>,
+}
+
+/// Which weights to keep with a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub enum Keep<'a> {
+    /// The network's as they are, or their averages where there are any, which say this of themselves.
+    Current(&'a Card),
+    /// Those that were kept so far, if there are any; the first of these files that is theirs is copied.
+    Same(&'a [PathBuf]),
 }
 
 /// What a checkpoint must agree with to go on from it.
@@ -161,16 +173,34 @@ impl State {
         })
     }
 
-    /// Everything, as the files of a checkpoint; waits for the device.
+    /// Writes everything as the files of a checkpoint, one tensor after the other; waits for the device. From then on
+    /// the weights that `keep` says are those that are kept.
     ///
     /// # Errors
-    /// libtorch's refusal to copy a tensor.
-    pub fn to_checkpoint(
-        &self,
+    /// libtorch's refusal to copy a tensor, or a disk that cannot take it.
+    pub fn write(
+        &mut self,
+        draft: &mut Draft,
         vs: &VarStore,
         run: &Identity,
         machine: &Machine,
-    ) -> Result<Checkpoint, Error> {
+        keep: Keep,
+    ) -> Result<(), Error> {
+        let nothing = BTreeMap::new();
+        draft.file(MODEL, |out| write_safetensors(out, &tensors(vs), &nothing))?;
+        draft.file(OPTIMIZER, |out| write_safetensors(out, &self.optimizer.state(), &nothing))?;
+        if let Some(ema) = &self.ema {
+            draft.file(EMA, |out| write_safetensors(out, &ema.state(), &nothing))?;
+        }
+        match (keep, &self.kept) {
+            (Keep::Current(card), _) => {
+                let weights = self.ema.as_ref().map_or_else(|| tensors(vs), Ema::state);
+                let written = draft.file(KEPT, |out| write_safetensors(out, &weights, &card.metadata()?))?;
+                self.kept = Some(Kept { epoch: card.epoch, sha256: written.sha256 });
+            }
+            (Keep::Same(sources), Some(kept)) => draft.copy(KEPT, sources, &kept.sha256)?,
+            (Keep::Same(_), None) => {}
+        }
         let saved = Saved {
             run: run.clone(),
             machine: machine.clone(),
@@ -178,20 +208,8 @@ impl State {
             sums: self.sums.save(),
             kept: self.kept.clone(),
         };
-        let json = serde_json::to_vec_pretty(&saved)
-            .map_err(|error| Error::Training(format!("the state cannot be written: {error}")))?;
-        let mut files = BTreeMap::from([
-            (STATE.to_owned(), json),
-            (MODEL.to_owned(), weights::tensors_to_bytes(tensors(vs), None)?),
-            (OPTIMIZER.to_owned(), weights::tensors_to_bytes(self.optimizer.state(), None)?),
-        ]);
-        if let Some(ema) = &self.ema {
-            files.insert(EMA.to_owned(), weights::tensors_to_bytes(ema.state(), None)?);
-        }
-        if let Some(kept) = &self.kept {
-            files.insert(KEPT.to_owned(), kept.bytes.clone());
-        }
-        Ok(Checkpoint { position: self.counters.position(), files })
+        draft.file(STATE, |out| Ok(serde_json::to_writer_pretty(out, &saved).map_err(io::Error::from)?))?;
+        Ok(())
     }
 
     /// Makes this state and the network's tensors those of a checkpoint, and returns what computed it.
@@ -201,46 +219,52 @@ impl State {
     pub fn restore(
         &mut self,
         vs: &VarStore,
-        checkpoint: &Checkpoint,
+        checkpoint: Checkpoint,
         run: &Identity,
     ) -> Result<Machine, Error> {
-        let position = checkpoint.position;
+        let Checkpoint { position, mut files } = checkpoint;
         let wrong = |problem: String| {
             Error::Training(format!("checkpoint {position}: {problem}; --fresh starts over and replaces it"))
         };
-        let file = |name: &str| {
-            checkpoint.files.get(name).map(Vec::as_slice).ok_or_else(|| wrong(format!("it has no {name}")))
-        };
-        let saved: Saved = serde_json::from_slice(file(STATE)?)
+        let mut file = |name: &str| files.remove(name).ok_or_else(|| wrong(format!("it has no {name}")));
+        let saved: Saved = serde_json::from_slice(&file(STATE)?)
             .map_err(|error| wrong(format!("its {STATE} cannot be read ({error})")))?;
-        let Identity { recipe_sha256, data_sha256, seed, precision } = &saved.run;
-        for (what, was, is) in [
-            ("precision", precision, &run.precision),
-            ("recipe", recipe_sha256, &run.recipe_sha256),
-            ("data", data_sha256, &run.data_sha256),
-            ("seed", &seed.to_string(), &run.seed.to_string()),
-        ] {
-            if was != is {
-                return Err(wrong(format!("it is of a run with another {what} ({was}, now {is})")));
-            }
+        if let Some(difference) = saved.run.difference(run) {
+            return Err(wrong(difference));
         }
-        let read = |name: &str| {
-            weights::tensors_from_bytes(file(name)?)
-                .map_err(|problem| wrong(format!("its {name}: {problem}")))
+        // A file at a time, whose bytes go before those of the next one are copied.
+        let mut read = |name: &str, fill: &mut dyn FnMut(&SafeTensors) -> Result<(), Error>| {
+            let bytes = file(name)?;
+            let tensors = SafeTensors::deserialize(&bytes);
+            fill(&tensors.map_err(|problem| wrong(format!("its {name}: {problem}")))?)
         };
-        let fit = |name: &str, problem: String| wrong(format!("its {name} does not fit: {problem}"));
-        weights::copy_exactly(&tensors(vs), &read(MODEL)?).map_err(|problem| fit(MODEL, problem))?;
-        self.optimizer.load_state(&read(OPTIMIZER)?)?;
+        let copy = |name: &str, tensors: &BTreeMap<String, Tensor>, saved: &SafeTensors| {
+            weights::copy_exactly(tensors, saved)
+                .map_err(|problem| wrong(format!("its {name} does not fit: {problem}")))
+        };
+        read(MODEL, &mut |saved| copy(MODEL, &tensors(vs), saved))?;
+        read(OPTIMIZER, &mut |saved| self.optimizer.load_state(saved))?;
         if let Some(ema) = &self.ema {
-            weights::copy_exactly(&ema.state(), &read(EMA)?).map_err(|problem| fit(EMA, problem))?;
+            read(EMA, &mut |saved| copy(EMA, &ema.state(), saved))?;
         }
         self.kept = saved.kept;
-        if let Some(kept) = &mut self.kept {
-            kept.bytes = file(KEPT)?.to_vec();
-        }
         self.counters = saved.counters;
         self.sums = Sums::new(vs.device(), saved.sums)?;
         Ok(saved.machine)
+    }
+}
+
+impl Identity {
+    /// In what a checkpoint's run differs from the one that is to go on.
+    fn difference(&self, now: &Self) -> Option<String> {
+        let pairs = [
+            ("precision", &self.precision, &now.precision),
+            ("recipe", &self.recipe_sha256, &now.recipe_sha256),
+            ("data", &self.data_sha256, &now.data_sha256),
+            ("seed", &self.seed.to_string(), &now.seed.to_string()),
+        ];
+        let (what, was, is) = pairs.into_iter().find(|(_, was, is)| was != is)?;
+        Some(format!("it is of a run with another {what} ({was}, now {is})"))
     }
 }
 

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::registry::Architecture;
+use crate::table::table;
 
 /// One layer, in the order of the forward pass.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -118,37 +119,21 @@ impl Summary {
         let params = |layer: &Layer| {
             if layer.shared { "shared".to_owned() } else { grouped(layer.params) }
         };
-        let mut rows = vec![["layer", "kind", "output", "params", "MACs"].map(str::to_owned).to_vec()];
-        rows.push(vec![String::new(), "Input".to_owned(), shape(&self.input), grouped(0), grouped(0)]);
-        rows.extend(self.layers.iter().map(|layer| {
-            vec![
-                layer.name.clone(),
-                layer.kind.to_owned(),
-                shape(&layer.output),
-                params(layer),
-                grouped(layer.macs),
-            ]
-        }));
-        let widths: Vec<usize> =
-            (0..5).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
-        let line = |row: &Vec<String>| {
-            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
-                if column < 3 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-            });
-            cells.collect::<Vec<_>>().join("  ")
-        };
-        let mut lines: Vec<String> = rows.iter().map(line).collect();
-        lines.insert(1, "-".repeat(widths.iter().sum::<usize>() + 8));
-        lines.push(lines[1].clone());
-        lines.push(format!(
-            "{}: {} parameters ({} trainable, {} not), {} multiply-accumulates per image",
+        let input = [String::new(), "Input".to_owned(), shape(&self.input), grouped(0), grouped(0)];
+        let rows = self.layers.iter().map(|layer| {
+            let (name, kind) = (layer.name.clone(), layer.kind.to_owned());
+            [name, kind, shape(&layer.output), params(layer), grouped(layer.macs)]
+        });
+        let rows = std::iter::once(input).chain(rows);
+        let layers = table(["layer", "kind", "output", "params", "MACs"], 3, rows);
+        format!(
+            "{layers}\n{}: {} parameters ({} trainable, {} not), {} multiply-accumulates per image",
             self.model,
             grouped(self.trainable + self.not_trainable),
             grouped(self.trainable),
             grouped(self.not_trainable),
             grouped(self.macs),
-        ));
-        lines.join("\n")
+        )
     }
 }
 

@@ -10,6 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crc::{CRC_32_ISCSI, Crc};
+use image::{DynamicImage, ImageFormat};
+
+/// CRC-32C.
+const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
 /// How the name of an event file starts; TensorBoard looks for `tfevents` and reads files in the order of names.
 const NAME: &str = "events.out.tfevents.";
 
@@ -84,20 +90,20 @@ impl EventWriter {
         self.summary(step, tag, &content);
     }
 
-    /// Adds an image, grey or RGB, of 8 bits. `pixels` is row by row, the channels of a pixel side by side:
-    /// `[height, width]` or `[height, width, 3]`.
+    /// Adds an image as PNG.
     ///
     /// # Errors
-    /// A number of pixels that does not fit the size, or an image without any.
-    pub fn image(&mut self, step: u64, tag: &str, width: u32, height: u32, pixels: &[u8]) -> io::Result<()> {
-        let channels = channels(width, height, pixels)?;
-        let mut image = Vec::new();
-        integer(&mut image, 1, height.into());
-        integer(&mut image, 2, width.into());
-        integer(&mut image, 3, channels.into()); // colorspace
-        bytes(&mut image, 4, &png(width, height, channels, pixels)?);
+    /// An image without pixels, or of numbers that PNG does not have.
+    pub fn image(&mut self, step: u64, tag: &str, picture: &DynamicImage) -> image::ImageResult<()> {
+        let mut png = io::Cursor::new(Vec::new());
+        picture.write_to(&mut png, ImageFormat::Png)?;
+        let mut proto = Vec::new();
+        integer(&mut proto, 1, picture.height().into());
+        integer(&mut proto, 2, picture.width().into());
+        integer(&mut proto, 3, picture.color().channel_count().into()); // colorspace
+        bytes(&mut proto, 4, png.get_ref()); // encoded_image_string
         let mut content = Vec::new();
-        bytes(&mut content, 4, &image);
+        bytes(&mut content, 4, &proto); // image
         self.summary(step, tag, &content);
         Ok(())
     }
@@ -246,59 +252,6 @@ impl Histogram {
     }
 }
 
-/// 1 for a grey image and 3 for one in RGB.
-fn channels(width: u32, height: u32, pixels: &[u8]) -> io::Result<u8> {
-    let size = u64::from(width) * u64::from(height);
-    let length = pixels.len() as u64;
-    match (1_u8..=3).step_by(2).find(|&channels| size.checked_mul(channels.into()) == Some(length)) {
-        Some(channels) if size > 0 => Ok(channels),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{length} bytes are no image of {width}x{height} pixels with 1 or 3 channels"),
-        )),
-    }
-}
-
-/// The image as a PNG file (ISO/IEC 15948), not compressed: thumbnails are small, and this needs no encoder.
-fn png(width: u32, height: u32, channels: u8, pixels: &[u8]) -> io::Result<Vec<u8>> {
-    let mut rows = Vec::with_capacity(pixels.len() + height as usize);
-    for row in pixels.chunks(width as usize * usize::from(channels)) {
-        rows.push(0); // no filter
-        rows.extend(row);
-    }
-    let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();
-    // 8 bits, grey or RGB, and the only compression, filters and order there are.
-    header.extend([8, if channels == 1 { 0 } else { 2 }, 0, 0, 0]);
-    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
-    for (name, data) in [(b"IHDR", header), (b"IDAT", stored(&rows)), (b"IEND", Vec::new())] {
-        let length = u32::try_from(data.len()).map_err(io::Error::other)?;
-        let chunk = [&name[..], &data].concat();
-        file.extend(length.to_be_bytes());
-        file.extend(&chunk);
-        file.extend(crc(&CRC32, &chunk).to_be_bytes());
-    }
-    Ok(file)
-}
-
-/// The bytes in the zlib format (RFC 1950), in blocks that are stored as they are (RFC 1951).
-fn stored(data: &[u8]) -> Vec<u8> {
-    let mut stream = vec![0x78, 0x01];
-    let mut blocks = data.chunks(u16::MAX.into()).peekable();
-    while let Some(block) = blocks.next() {
-        stream.push(u8::from(blocks.peek().is_none()));
-        let length = block.len() as u16; // a block is not longer
-        stream.extend(length.to_le_bytes());
-        stream.extend((!length).to_le_bytes());
-        stream.extend(block);
-    }
-    let (a, b) = data.iter().fold((1_u32, 0_u32), |(a, b), &byte| {
-        let a = (a + u32::from(byte)) % 65_521;
-        (a, (b + a) % 65_521)
-    });
-    stream.extend((b << 16 | a).to_be_bytes()); // Adler-32
-    stream
-}
-
 /// How a field of a protocol buffer is stored.
 enum Wire {
     Varint = 0,
@@ -343,230 +296,8 @@ fn bytes(out: &mut Vec<u8>, field: u32, value: &[u8]) {
 
 /// CRC-32C turned and shifted, so that a sum over data with sums in it is as good as any other.
 fn masked_crc32c(bytes: &[u8]) -> u32 {
-    crc(&CRC32C, bytes).rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-static CRC32: [u32; 256] = crc_table(0xedb8_8320);
-static CRC32C: [u32; 256] = crc_table(0x82f6_3b78);
-
-/// What each byte does to a sum, for a polynomial with its highest power in the lowest bit.
-const fn crc_table(polynomial: u32) -> [u32; 256] {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut sum = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            sum = if sum & 1 == 1 { sum >> 1 ^ polynomial } else { sum >> 1 };
-            bit += 1;
-        }
-        table[byte] = sum;
-        byte += 1;
-    }
-    table
-}
-
-fn crc(table: &[u32; 256], bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |sum, &byte| table[(sum as u8 ^ byte) as usize] ^ sum >> 8)
+    CRC32C.checksum(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use tempfile::TempDir;
-
-    /// Files that docs/parity/tensorboard_reading.py reads with TensorBoard.
-    const PARITY: [&str; 2] = ["events.out.tfevents.1700000000.1", "events.out.tfevents.1700000001.1"];
-
-    /// What the parity files are of, in numbers that Python can make again.
-    fn weights() -> Vec<f32> {
-        let mut values: Vec<f32> = (0..1000_i32).map(|i| (i * i * 7 % 1013 - 500) as f32 / 512.0).collect();
-        values.extend([0.0, 1e-13, -1e-13, 1e20, -1e20, 3e38, f32::NAN, f32::INFINITY]);
-        values
-    }
-
-    fn pixels(length: u8) -> Vec<u8> {
-        (0..length).map(|i| i.wrapping_mul(37)).collect()
-    }
-
-    /// Two processes: the second one repeats the steps from 2 on.
-    fn write_parity_files(directory: &Path) -> [PathBuf; 2] {
-        let mut first = EventWriter::create_with(directory, 0, || 1_700_000_000.25).unwrap();
-        for step in 0..4_u8 {
-            first.scalar(step.into(), "train/loss", 2.5 - f32::from(step) * 0.3);
-            first.scalar(step.into(), "top1", f32::from(step) / 3.0);
-        }
-        first.histogram(1, "weights", &Histogram::of(&weights()).unwrap());
-        first.histogram(3, "weights", &Histogram::of(&[1.0]).unwrap());
-        first.image(1, "rgb", 3, 2, &pixels(18)).unwrap();
-        first.image(3, "rgb", 1, 1, &[1, 2, 3]).unwrap();
-        first.image(1, "grey", 2, 5, &pixels(10)).unwrap();
-        first.flush().unwrap();
-        let mut second = EventWriter::create_with(directory, 2, || 1_700_000_000.75).unwrap();
-        for step in 2..300_u16 {
-            second.scalar(step.into(), "train/loss", -f32::from(step));
-        }
-        second.histogram(2, "weights", &Histogram::of(&[0.0, -0.5]).unwrap());
-        second.flush().unwrap();
-        [first.path, second.path]
-    }
-
-    #[test]
-    fn files_are_those_tensorboard_was_seen_to_read() {
-        let directory = TempDir::new().unwrap();
-        let paths = write_parity_files(directory.path());
-        let parity = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensorboard");
-        for (path, name) in paths.iter().zip(PARITY) {
-            let start = name.rsplit_once('.').unwrap().0;
-            assert!(path.file_name().unwrap().to_str().unwrap().starts_with(start), "{}", path.display());
-            assert!(fs::read(path).unwrap() == fs::read(parity.join(name)).unwrap(), "{name}");
-        }
-    }
-
-    #[test]
-    #[ignore = "renews the files that docs/parity/tensorboard_reading.py reads"]
-    fn renew_parity_files() {
-        let directory = TempDir::new().unwrap();
-        let parity = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensorboard");
-        fs::create_dir_all(&parity).unwrap();
-        for (path, name) in write_parity_files(directory.path()).iter().zip(PARITY) {
-            fs::copy(path, parity.join(name)).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_file_starts_as_it_should() {
-        let directory = TempDir::new().unwrap();
-        let mut writer = EventWriter::create_with(directory.path(), 300, || 2.0).unwrap();
-        writer.scalar(5, "a", 1.0);
-        writer.flush().unwrap();
-        let file = fs::read(writer.path()).unwrap();
-        let records = records(&file);
-        // wall_time: 2.0, file_version: "brain.Event:2"
-        assert_eq!(records[0], b"\x09\0\0\0\0\0\0\0\x40\x1a\x0dbrain.Event:2");
-        // wall_time: 2.0, step: 300, session_log { status: START }
-        assert_eq!(records[1], b"\x09\0\0\0\0\0\0\0\x40\x10\xac\x02\x3a\x02\x08\x01");
-        // wall_time: 2.0, step: 5, summary { value { tag: "a", simple_value: 1.0 } }
-        assert_eq!(records[2], b"\x09\0\0\0\0\0\0\0\x40\x10\x05\x2a\x0a\x0a\x08\x0a\x01a\x15\0\0\x80\x3f");
-        assert_eq!(records.len(), 3);
-    }
-
-    /// The records of a file, their sums checked.
-    fn records(mut file: &[u8]) -> Vec<&[u8]> {
-        let mut records = Vec::new();
-        while !file.is_empty() {
-            let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-            assert_eq!(file[8..12], masked_crc32c(&file[..8]).to_le_bytes());
-            let record = &file[12..12 + length];
-            assert_eq!(file[12 + length..16 + length], masked_crc32c(record).to_le_bytes());
-            records.push(record);
-            file = &file[16 + length..];
-        }
-        records
-    }
-
-    #[test]
-    fn sums_are_the_published_ones() {
-        assert_eq!(crc(&CRC32C, b"123456789"), 0xe306_9283);
-        assert_eq!(crc(&CRC32, b"123456789"), 0xcbf4_3926);
-        // RFC 3720, B.4
-        assert_eq!(crc(&CRC32C, &[0; 32]), 0x8a91_36aa);
-        assert_eq!(crc(&CRC32C, &[0xff; 32]), 0x62a8_ab43);
-        assert_eq!(stored(b"Wikipedia")[16..], 0x11e6_0398_u32.to_be_bytes());
-    }
-
-    #[test]
-    fn buckets_are_tensorboards() {
-        let limits = bucket_limits();
-        assert_eq!(limits.len(), 1551);
-        assert!(limits.is_sorted_by(|a, b| a < b));
-        assert_eq!(limits[774..778], [-1e-12, 0.0, 1e-12, 1e-12 * 1.1]);
-        assert_eq!((limits[0], limits[1550]), (-f64::MAX, f64::MAX));
-        assert!(limits[1549] < 1e20 && limits[1549] * 1.1 >= 1e20);
-
-        // A limit belongs to the bucket above it.
-        let histogram = Histogram::of(&[0.0, -0.0, 1e-13, -1e-13, f32::MAX, f32::MIN]).unwrap();
-        let filled: Vec<_> = histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0).collect();
-        assert_eq!(filled, [(1, &1), (775, &1), (776, &3), (1550, &1)]);
-        assert_eq!(Histogram::of(&[]), None);
-        assert_eq!(Histogram::of(&[f32::NAN, f32::INFINITY]), None);
-    }
-
-    #[test]
-    fn a_new_file_comes_after_all_others() {
-        let directory = TempDir::new().unwrap();
-        let later = directory.path().join("events.out.tfevents.9000000000.host.1.v2");
-        fs::write(&later, "").unwrap();
-        fs::write(directory.path().join("events.out.tfevents.x"), "").unwrap();
-        let mut paths: Vec<PathBuf> =
-            (0..3).map(|_| EventWriter::create(directory.path(), 0).unwrap().path).collect();
-        paths.insert(0, later);
-        assert!(paths.is_sorted(), "{paths:?}");
-    }
-
-    #[test]
-    fn a_failed_flush_loses_nothing() {
-        let directory = TempDir::new().unwrap();
-        let mut writer = EventWriter::create(directory.path(), 0).unwrap();
-        writer.scalar(1, "loss", 1.0);
-        // A file that is open for reading takes no bytes.
-        let good = std::mem::replace(&mut writer.file, File::open(&writer.path).unwrap());
-        writer.flush().unwrap_err();
-        writer.file = good;
-        writer.scalar(2, "loss", 2.0);
-        writer.flush().unwrap();
-        assert_eq!(records(&fs::read(&writer.path).unwrap()).len(), 4);
-    }
-
-    #[test]
-    fn images_must_fit_their_size() {
-        let directory = TempDir::new().unwrap();
-        let mut writer = EventWriter::create(directory.path(), 0).unwrap();
-        for (width, height, length) in [(0, 0, 0), (0, 3, 0), (2, 2, 8), (2, 2, 13), (u32::MAX, u32::MAX, 3)]
-        {
-            let error = writer.image(0, "x", width, height, &vec![0; length]).unwrap_err().to_string();
-            assert!(
-                error.starts_with(&format!("{length} bytes are no image of {width}x{height} ")),
-                "{error}"
-            );
-        }
-        // More than one block of 65,535 bytes.
-        writer.image(0, "x", 300, 300, &vec![7; 300 * 300 * 3]).unwrap();
-        let data = stored(&vec![7; 70_000]);
-        assert_eq!((data[2], data[2 + 5 + 65_535]), (0, 1));
-        assert_eq!(data.len(), 2 + 5 + 65_535 + 5 + 4_465 + 4);
-    }
-
-    proptest! {
-        #[test]
-        fn a_histogram_counts_every_value_in_its_bucket(
-            values in prop::collection::vec(prop_oneof![any::<f32>(), -2.0_f32..2.0], 0..300),
-        ) {
-            let finite: Vec<f64> =
-                values.iter().filter(|value| value.is_finite()).map(|&value| value.into()).collect();
-            let Some(histogram) = Histogram::of(&values) else {
-                prop_assert!(finite.is_empty());
-                return Ok(());
-            };
-            prop_assert_eq!(histogram.num as usize, finite.len());
-            prop_assert_eq!(histogram.counts.iter().sum::<u64>(), histogram.num);
-            let limits = bucket_limits();
-            for (i, &count) in histogram.counts.iter().enumerate() {
-                let low = if i == 0 { f64::NEG_INFINITY } else { limits[i - 1] };
-                let inside = finite.iter().filter(|&&value| low <= value && value < limits[i]).count();
-                prop_assert_eq!(inside as u64, count);
-            }
-            prop_assert!(finite.iter().all(|&value| histogram.min <= value && value <= histogram.max));
-        }
-
-        #[test]
-        fn varints_hold_seven_bits_a_byte(value in any::<u64>()) {
-            let mut bytes = Vec::new();
-            varint(&mut bytes, value);
-            let back = bytes.iter().rev().fold(0, |sum, byte| sum << 7 | u64::from(byte & 0x7f));
-            prop_assert_eq!(back, value);
-            prop_assert!(bytes.iter().rev().skip(1).all(|byte| byte & 0x80 != 0));
-        }
-    }
-}
+mod tests;

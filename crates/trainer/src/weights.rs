@@ -5,9 +5,11 @@ mod bytes;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
-use core_layers::weights::{Problem, WeightsError, shapes};
+use core_layers::weights::{CARD_KEY, Problem, WeightsError, shapes};
 use run_record::first_few;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,11 +18,11 @@ use tch::nn::VarStore;
 use crate::Error;
 use crate::registry::{self, Architecture};
 
-pub use bytes::{copy_exactly, tensors_from_bytes, tensors_to_bytes, to_bytes};
+pub use bytes::{copy_exactly, tensor, tensors_to_bytes, to_bytes};
 pub use core_layers::weights::{Fit, Head, WeightsFile};
 
 /// What a weights file says of itself, besides the tensors: as JSON under the metadata key
-/// [`CARD_KEY`](core_layers::weights::CARD_KEY).
+/// [`CARD_KEY`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     /// Variant name.
@@ -63,6 +65,14 @@ impl Card {
         let card: Self = serde_json::from_str(card).map_err(|error| damaged(&error))?;
         card.recipe.validate().map_err(|error| damaged(&error))?;
         Ok(card)
+    }
+
+    /// The metadata of a safetensors file that says this of itself.
+    ///
+    /// # Errors
+    /// A recipe that JSON cannot hold.
+    pub fn metadata(&self) -> io::Result<BTreeMap<String, String>> {
+        Ok([(CARD_KEY.to_owned(), serde_json::to_string(self)?)].into())
     }
 
     /// The network the weights belong to.

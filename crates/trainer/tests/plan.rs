@@ -382,10 +382,10 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     }
     let row = |name: &str| {
         said.lines()
-            .find(|line| line.starts_with(name))
-            .map(|line| line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>())
+            .map(|line| line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>())
+            .find(|cells| cells.first() == Some(&name))
     };
-    assert_eq!(row("total").expect("there is one"), ["21", "4", "4"]);
+    assert_eq!(row("total").expect("there is one"), ["total", "21", "4", "4"]);
     assert!(!place.path("run").exists() && !place.path("cache").exists());
 
     let json = place.trained(&["--out", "run", "--dry-run", "--json"]);

@@ -2,7 +2,6 @@
 
 mod runs;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,9 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use runs::{error_line, history, record, root, stdout, trainer};
-use tch::Tensor;
-use trainer::checkpoint::{self, Position};
-use trainer::weights::{tensors_from_bytes, tensors_to_bytes};
+use trainer::checkpoint::{self, Draft, Position};
 
 /// A small network of each architecture, with everything random left in, and each with another optimiser or
 /// something else that has a state.
@@ -126,13 +123,16 @@ fn checkpoints(run: &Path) -> PathBuf {
 
 /// The optimiser of a checkpoint forgets what it knew.
 fn forget(run: &Path, position: Position) {
-    let mut found = checkpoint::load(&checkpoints(run), position).expect("it is whole");
-    let optimizer = found.files.get_mut("optimizer.safetensors").expect("it has one");
-    let state = tensors_from_bytes(optimizer).expect("it is safetensors");
-    let zeros: BTreeMap<String, Tensor> =
-        state.iter().map(|(name, tensor)| (name.clone(), tensor.zeros_like())).collect();
-    *optimizer = tensors_to_bytes(zeros, None).expect("it can be written");
-    checkpoint::save(&checkpoints(run), &found).expect("it can be saved");
+    let found = checkpoint::load(&checkpoints(run), position, &[]).expect("it is whole");
+    let mut draft = Draft::begin(&checkpoints(run), position).expect("it can be written");
+    for (name, mut bytes) in found.files {
+        if name == "optimizer.safetensors" {
+            let data = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("it has a length")) as usize;
+            bytes[data..].fill(0);
+        }
+        draft.file(&name, |out| Ok(out.write_all(&bytes)?)).expect("it can be written");
+    }
+    draft.finish().expect("it can be saved");
 }
 
 /// Uninterrupted = killed and resumed ≠ resumed with the weights alone.
@@ -310,7 +310,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
     files.sort();
     assert_eq!(files.len(), 6, "{files:?}");
     let before = |error: &str| {
-        let found = checkpoint::find(&checkpoints(&run)).expect("it can be listed");
+        let found = checkpoint::find(&checkpoints(&run), &[]).expect("it can be listed");
         let position = found.checkpoint.expect("the one before is whole").position;
         assert_eq!(position, Position { epoch: 1, step: None }, "{error}");
         assert!(found.passed_over[0].to_string().contains("epoch-0002"), "{:?}", found.passed_over);
@@ -333,7 +333,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
         before(&format!("{name} removed"));
         fs::write(file, &whole).expect("it can be written");
     }
-    assert!(checkpoint::find(&checkpoints(&run)).expect("it can be listed").passed_over.is_empty());
+    assert!(checkpoint::find(&checkpoints(&run), &[]).expect("it can be listed").passed_over.is_empty());
 
     // The program does the same, and says so.
     fs::write(&files[0], "damaged").expect("it can be written");
@@ -367,7 +367,8 @@ fn another_precision_or_recipe_is_not_mixed_in() {
 }
 
 #[test]
-fn a_disk_that_fills_during_a_save_costs_no_older_checkpoint() {
+#[ignore = "mounts a small file system, which takes root on Linux"]
+fn a_full_disk_during_a_save_costs_no_older_checkpoint() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let whole = directory.path().join("whole");
     // Large beside the small files.
@@ -387,14 +388,11 @@ fn a_disk_that_fills_during_a_save_costs_no_older_checkpoint() {
         Command::new("mount").args(arguments).arg(&disk).output().is_ok_and(|output| output.status.success())
     };
     // Room for one checkpoint, the weights and the small files, and half a checkpoint more.
-    if !mount(&format!("size={}", one + one / 2 + 12 * page + weights(&whole).len() as u64)) {
-        println!("skipped: a small file system can only be mounted as root");
-        return;
-    }
+    assert!(mount(&format!("size={}", one + one / 2 + 12 * page + weights(&whole).len() as u64)));
     let run = disk.join("run");
     let output = trainer().args(arguments(4, &run, &large)).output().expect("the trainer starts");
     let line = error_line(&output, 1);
-    let found = checkpoint::find(&checkpoints(&run)).expect("it can be listed");
+    let found = checkpoint::find(&checkpoints(&run), &[]).expect("it can be listed");
     let status = record(&run)["result"]["status"].clone();
     let room = mount("remount,size=64m");
     let said = room.then(|| finish(4, &run, &large));

@@ -1,5 +1,6 @@
 //! `device`: whether a device computes.
 
+use run_record::machine;
 use tch::{Kind, Tensor};
 use trainer::memory::in_words;
 use trainer::progress::say;
@@ -33,7 +34,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
             let driver = card.driver.map_or(String::new(), |driver| format!(", driver {driver}"));
             format!("{}{driver}", card.name)
         }
-        None => format!("{}, {} threads", environment::cpu(), tch::get_num_threads()),
+        None => format!("{}, {} threads", machine::cpu(), tch::get_num_threads()),
     };
     if let Some((free, total)) = torch_ext::memory_info(device)? {
         words += &format!(", {} of {} free", in_words(free), in_words(total));

@@ -10,11 +10,10 @@ use trainer::evaluate::evaluate;
 use trainer::memory::Budget;
 use trainer::presentation::Presentation;
 use trainer::progress::{note, say};
-use trainer::signals::Stop;
 use trainer::weights::{self, Card, Head, WeightsFile};
 use trainer::{Error, environment, recipes};
 
-use super::DataArgs;
+use super::{DataArgs, listen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -47,7 +46,7 @@ enum Split {
 pub fn run(args: &Args) -> Result<(), Error> {
     let root = recipes::workspace_root()?;
     let device = environment::device(&args.device)?;
-    let stop = Stop::listen()?;
+    let stop = listen()?;
     let file = WeightsFile::open(&args.weights)?;
     let card = Card::of(&file)?;
     let (recipe, classes) = (&card.recipe, &card.class_names);

@@ -1,17 +1,18 @@
 //! `inspect`: what a recipe's data holds.
 
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use image::ImageFormat;
 use trainer::data::{self, Part, Purpose};
 use trainer::inspect::{Shown, sheet, summarize};
 use trainer::memory::Budget;
 use trainer::paths::check_output;
 use trainer::progress::{note, show};
 use trainer::recipes::{self, Resolved};
-use trainer::signals::Stop;
 use trainer::{Error, environment};
 
-use super::{DataArgs, RecipeArgs, say_json};
+use super::{DataArgs, RecipeArgs, listen, say_json};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -42,7 +43,7 @@ fn parse_count(text: &str) -> Result<usize, String> {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Error> {
     let root = recipes::workspace_root()?;
-    let stop = Stop::listen()?;
+    let stop = listen()?;
     let RecipeArgs { recipe: file, data: DataArgs { data_dir, stream }, seed, device, .. } = &args.recipe;
     if let Some(output) = &args.output {
         let (recipes, datasets) = (root.join("recipes"), root.join("datasets"));
@@ -66,8 +67,13 @@ pub fn run(args: &Args) -> Result<(), Error> {
         let train = Part { set: &set, range: source.parts.train.clone() };
         let stats = source.normalization(&recipe.data)?;
         let shown = Shown { recipe: &recipe, class_names: &source.class_names, stats: &stats };
-        let png = sheet(&shown, &train, (*seed, args.epoch), args.count)?;
-        run_record::write_atomically(output, &png).map_err(Error::io(output))?;
+        let sheet = sheet(&shown, &train, (*seed, args.epoch), args.count)?;
+        run_record::write_atomically_with(output, |file| {
+            let mut file = BufWriter::new(file);
+            sheet.write_to(&mut file, ImageFormat::Png).map_err(io::Error::other)?;
+            file.flush()
+        })
+        .map_err(Error::io(output))?;
     }
     if args.json {
         say_json(&summary)?;

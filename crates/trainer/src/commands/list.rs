@@ -4,8 +4,10 @@ use core_layers::Facts;
 use serde::Serialize;
 use serde_json::Value;
 use trainer::Error;
-use trainer::progress::say;
+use trainer::progress::show;
 use trainer::registry::{self, Architecture};
+use trainer::summary::grouped;
+use trainer::table::table;
 
 use super::say_json;
 
@@ -49,15 +51,16 @@ pub fn run(args: &Args) -> Result<(), Error> {
         let entries: Vec<Entry> = variants.iter().map(Entry::of).collect();
         return say_json(&entries);
     }
-    say(&format!(
-        "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
-        "model", "family", "params", "MACs", "image", "classes"
-    ));
-    for Architecture { model, facts, .. } in variants {
-        say(&format!(
-            "{:<28} {:<14} {:>12} {:>16} {:>6} {:>8}",
-            model, facts.family, facts.params, facts.macs, facts.image_size, facts.num_classes
-        ));
-    }
+    let rows = variants.into_iter().map(|Architecture { model, facts, .. }| {
+        let numbers = [
+            grouped(facts.params),
+            grouped(facts.macs),
+            facts.image_size.to_string(),
+            facts.num_classes.to_string(),
+        ];
+        let [params, macs, image, classes] = numbers;
+        [model, facts.family.to_owned(), params, macs, image, classes]
+    });
+    show(&table(["model", "family", "params", "MACs", "image", "classes"], 2, rows));
     Ok(())
 }

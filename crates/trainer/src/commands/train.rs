@@ -6,11 +6,10 @@ use std::time::Duration;
 use trainer::keeper::Saving;
 use trainer::precision::{self, Precision};
 use trainer::progress::Output;
-use trainer::signals::Stop;
-use trainer::train::{self, Request};
-use trainer::{Error, environment, outline, recipes};
+use trainer::request::Request;
+use trainer::{Error, environment, outline, recipes, train};
 
-use super::RecipeArgs;
+use super::{RecipeArgs, listen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -81,7 +80,7 @@ pub fn run(args: Args) -> Result<(), Error> {
     if args.deterministic {
         environment::deterministic(device)?;
     }
-    let stop = Stop::listen()?;
+    let stop = listen()?;
     let request = Request {
         root,
         resolved,

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use core_layers::weights::{CARD_KEY, write_safetensors};
+use core_layers::weights::{CARD_KEY, floating, write_safetensors};
+use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use tch::Tensor;
 use tch::nn::VarStore;
-use tch::{Kind, Tensor};
 
 use super::Card;
 use crate::Error;
@@ -37,42 +37,49 @@ pub fn tensors_to_bytes(
     Ok(bytes)
 }
 
-/// The tensors of a safetensors file in f32, by name, on the CPU.
+/// Copies the tensors of a safetensors file into `tensors`, one at a time. Names and shapes must agree; if they do not,
+/// nothing is copied.
 ///
 /// # Errors
-/// Bytes that are not safetensors, or tensors of another type.
-pub fn tensors_from_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
-    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
-    let tensor = |(name, view): (String, TensorView)| match view.dtype() {
-        Dtype::F32 => {
-            let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-            let tensor = Tensor::f_from_data_size(view.data(), &shape, Kind::Float);
-            Ok((name, tensor.map_err(|error| error.to_string())?))
-        }
-        other => Err(format!("{name} holds {other:?}, expected F32")),
-    };
-    file.tensors().into_iter().map(tensor).collect()
-}
-
-/// Copies `saved` into the tensors of the same names. Names and shapes must agree; if they do not, nothing is copied.
-///
-/// # Errors
-/// The first tensor that is missing, unexpected or of another shape, or libtorch's refusal.
-pub fn copy_exactly(
-    tensors: &BTreeMap<String, Tensor>,
-    saved: &BTreeMap<String, Tensor>,
-) -> Result<(), String> {
-    if let Some(name) = saved.keys().find(|name| !tensors.contains_key(*name)) {
+/// The first tensor that is missing, unexpected, of another shape or of no floating type, or libtorch's refusal.
+pub fn copy_exactly(tensors: &BTreeMap<String, Tensor>, saved: &SafeTensors) -> Result<(), String> {
+    let mut names = saved.names();
+    names.sort_unstable();
+    if let Some(name) = names.into_iter().find(|name| !tensors.contains_key(*name)) {
         return Err(format!("{name} is not expected"));
     }
+    let mut pairs = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let (want, got) = (tensor.size(), saved.get(name).map(Tensor::size));
-        match got {
-            None => return Err(format!("{name} is missing")),
-            Some(got) if got != want => return Err(format!("{name} is {got:?}, expected {want:?}")),
-            Some(_) => {}
+        let view = saved.tensor(name).map_err(|_| format!("{name} is missing"))?;
+        let (want, got) = (tensor.size(), shape(&view));
+        if got != want {
+            return Err(format!("{name} is {got:?}, expected {want:?}"));
         }
+        if floating(view.dtype()).is_none() {
+            return Err(format!("{name} {}", not_floating(&view)));
+        }
+        pairs.push((tensor, view));
     }
-    let copy = |(name, tensor): (&String, &Tensor)| tensor.shallow_clone().f_copy_(&saved[name]);
-    tch::no_grad(|| tensors.iter().try_for_each(copy)).map_err(|error| error.to_string())
+    let copy = |(tensor, view): (&Tensor, TensorView)| {
+        let saved = self::tensor(&view)?;
+        tensor.shallow_clone().f_copy_(&saved).map_err(|error| error.to_string())
+    };
+    tch::no_grad(|| pairs.into_iter().try_for_each(copy))
+}
+
+/// A tensor of a safetensors file, on the CPU.
+///
+/// # Errors
+/// One of no floating type, or libtorch's refusal.
+pub fn tensor(view: &TensorView) -> Result<Tensor, String> {
+    let kind = floating(view.dtype()).ok_or_else(|| not_floating(view))?;
+    Tensor::f_from_data_size(view.data(), &shape(view), kind).map_err(|error| error.to_string())
+}
+
+fn not_floating(view: &TensorView) -> String {
+    format!("holds {:?}, expected a floating type", view.dtype())
+}
+
+fn shape(view: &TensorView) -> Vec<i64> {
+    view.shape().iter().map(|&size| size as i64).collect()
 }

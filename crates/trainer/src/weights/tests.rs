@@ -5,7 +5,6 @@ use std::fs;
 
 use core_layers::weights::CARD_KEY;
 use run_record::FieldValue;
-use sha2::Digest;
 use tch::{Device, Tensor, nn};
 
 use super::*;
@@ -142,7 +141,7 @@ fn what_is_hashed_is_what_is_loaded() {
     let config = architecture.config.as_ref();
     let fit = file.fit(config, &shapes(&target), Head::Same).unwrap();
     let digest = file.sha256().unwrap();
-    assert_eq!(digest, crate::recipes::hex(&sha2::Sha256::digest(&bytes)));
+    assert_eq!(digest, run_record::sha256(&bytes));
     // Whatever becomes of the file.
     fs::write(&path, "something else").unwrap();
     file.load(&fit, config, &target).unwrap();

@@ -1,0 +1,128 @@
+//! How a run is accounted for: the record it begins with, and what that says at its end.
+
+use run_record::{
+    EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, duration, machine,
+};
+
+use crate::data::Source;
+use crate::evaluate::Metrics;
+use crate::plan::Plan;
+use crate::recipes::{self, Resolved};
+use crate::request::Request;
+use crate::run_dir::Found;
+use crate::{Error, environment};
+
+/// What a run that reached its end measured.
+#[derive(Debug)]
+pub struct Finished {
+    /// Every epoch.
+    pub history: Vec<EpochStats>,
+    /// The one whose weights were kept.
+    pub kept: EpochStats,
+    /// What those measure on the test images.
+    pub test: Metrics,
+    /// SHA-256 of their file.
+    pub weights_sha256: String,
+}
+
+/// The record of a run that is under way.
+///
+/// # Errors
+/// A recipe that cannot be written, or what libtorch says of the card.
+pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<RunRecord, Error> {
+    let Request { root, seed, device, .. } = request;
+    let Plan { resolved: Resolved { recipe, preset }, architecture, .. } = plan;
+    let reference = recipe.reference.clone();
+    let card = torch_ext::card(*device)?;
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    // A run that goes on keeps what it was.
+    let (started_at, resumed_from, deterministic) = match (&plan.found, &plan.checkpoint) {
+        (Found::Unfinished(earlier), Some(checkpoint)) => {
+            let places = earlier.resumed_from.iter().cloned().chain([checkpoint.position.to_string()]);
+            (earlier.result.started_at.clone(), places.collect(), earlier.deterministic)
+        }
+        _ => (now, Vec::new(), true),
+    };
+    let result = ResultRow {
+        model: recipe.model.name.clone(),
+        family: architecture.facts.family.to_owned(),
+        preset: preset.clone(),
+        dataset: recipe.dataset.to_string(),
+        image_size: recipe.data.image_size,
+        seed: *seed,
+        epochs: recipe.train.epochs,
+        batch_size: recipe.train.batch_size,
+        params: architecture.facts.params,
+        macs: architecture.facts.macs,
+        best_epoch: None,
+        val_top1: None,
+        test_top1: None,
+        test_top5: None,
+        test_loss: None,
+        reference_top1: reference.as_ref().and_then(|reference| reference.test_top1),
+        reference_top5: reference.as_ref().and_then(|reference| reference.test_top5),
+        delta_top1: None,
+        train_seconds: None,
+        images_per_second: None,
+        peak_memory_mb: None,
+        device: environment::device_name(*device),
+        precision: request.precision.as_str().to_owned(),
+        threads: tch::get_num_threads(),
+        libtorch: environment::LIBTORCH.to_owned(),
+        data_sha256: source.sha256.clone(),
+        recipe_sha256: recipes::digest(recipe)?,
+        git_commit: environment::git_commit(root),
+        started_at,
+        status: STATUS_RUNNING.to_owned(),
+    };
+    Ok(RunRecord {
+        format: RECORD_FORMAT,
+        result,
+        weights_sha256: None,
+        command: environment::command(),
+        trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        cpu: machine::cpu(),
+        driver: card.as_ref().and_then(|card| card.driver.clone()),
+        gpu: card.map(|card| card.name),
+        deterministic: request.deterministic && deterministic,
+        skipped_files: source.skipped.len(),
+        resumed_from,
+    })
+}
+
+/// Fills in what a run that reached its end measured.
+pub fn finish(record: &mut RunRecord, finished: &Finished) {
+    let Finished { history, kept, test, weights_sha256 } = finished;
+    let row = &mut record.result;
+    let seconds: f64 = history.iter().map(|epoch| epoch.train_seconds).sum();
+    let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
+    row.best_epoch = Some(kept.epoch);
+    row.val_top1 = Some(rounded(kept.kept_top1()));
+    row.test_top1 = Some(rounded(test.top1));
+    row.test_top5 = Some(rounded(test.top5));
+    row.test_loss = Some(rounded(test.loss));
+    row.delta_top1 = row.reference_top1.map(|reference| rounded(test.top1 - reference));
+    row.train_seconds = Some((seconds * 10.0).round() / 10.0);
+    row.images_per_second = Some((images / seconds * 10.0).round() / 10.0);
+    row.status = STATUS_COMPLETE.to_owned();
+    record.weights_sha256 = Some(weights_sha256.clone());
+}
+
+/// Six decimals: finer than one image in any data set here.
+fn rounded(value: f64) -> f64 {
+    (value * 1e6).round() / 1e6
+}
+
+/// A finished run in a line.
+pub fn verdict(row: &ResultRow) -> String {
+    let percent =
+        |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{:.2} %", 100.0 * value));
+    format!(
+        "test top-1 {}, top-5 {}, validation top-1 {} at epoch {}, {} of training",
+        percent(row.test_top1),
+        percent(row.test_top5),
+        percent(row.val_top1),
+        row.best_epoch.unwrap_or_default(),
+        duration(row.train_seconds.unwrap_or_default()),
+    )
+}

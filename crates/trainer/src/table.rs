@@ -1,0 +1,34 @@
+//! Tables for people.
+
+use comfy_table::{CellAlignment, Table, presets};
+use run_record::visible;
+
+/// A table under a header, the first `left` columns of text and the others of numbers. Names in it are shown
+/// [`visible`].
+pub fn table<const N: usize>(
+    header: [&str; N],
+    left: usize,
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    for row in rows {
+        table.add_row(row.iter().map(|cell| visible(cell)));
+    }
+    for column in table.column_iter_mut().skip(left) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stand_on_the_right_and_names_break_no_line() {
+        let rows = [["a\nb", "1"], ["c", "1,000"]].map(|row| row.map(str::to_owned));
+        let want = "| name | images |\n|------|--------|\n| a\\nb |      1 |\n| c    |  1,000 |";
+        assert_eq!(table(["name", "images"], 1, rows), want);
+    }
+}
