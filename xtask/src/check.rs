@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::libtorch::{self, FlavorChoice};
+use crate::machine::libtorch::{self, FlavorChoice};
 use crate::process::{Place, cargo, ending, note, output, say};
 
 /// How a step ended.
@@ -19,7 +19,7 @@ enum Outcome {
 }
 
 /// Top-level names a checkout may hold.
-const TOP_LEVEL: [&str; 19] = [
+const TOP_LEVEL: [&str; 20] = [
     ".cargo",
     ".ci",
     ".gitignore",
@@ -34,6 +34,7 @@ const TOP_LEVEL: [&str; 19] = [
     "datasets",
     "deny.toml",
     "docs",
+    "fuzz",
     "recipes",
     "rustfmt.toml",
     "xtask",

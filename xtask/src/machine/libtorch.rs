@@ -1,25 +1,18 @@
 //! Which libtorch is in use: `.libtorch` in the workspace is a link to it, and every command that
 //! needs it makes sure of that first.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 
-use crate::disk::replace_link;
-use crate::gpu::Gpus;
-use crate::install;
-use crate::pins::{Flavor, platform_here};
+use crate::machine::disk::replace_link;
+use crate::machine::gpu::Gpus;
+use crate::machine::install::{self, ArchiveChoice};
+use crate::machine::pins::{Flavor, platform_here};
+use crate::machine::tree::{MANIFEST, Tree, VERSION, has_cuda, inspect, manifest_of};
 use crate::process::{Place, cargo, note, output, python, user_libtorch};
-
-/// The version the bindings are made for.
-pub(crate) const VERSION: &str = "2.11.0";
-
-/// Name of the list of files that is written last into a cache entry.
-pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// What is asked for on the command line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -50,33 +43,6 @@ impl FlavorChoice {
             Self::Auto => Flavor::Cpu,
         }
     }
-}
-
-/// A libtorch directory that was looked at and found usable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tree {
-    pub(crate) dir: PathBuf,
-    pub(crate) flavor: Flavor,
-}
-
-/// What a cache entry is made of and holds.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Manifest {
-    pub(crate) version: String,
-    pub(crate) flavor: String,
-    pub(crate) platform: String,
-    /// SHA-256 of the archives it was unpacked from.
-    pub(crate) sources: Vec<String>,
-    /// Path below the entry, and size.
-    pub(crate) files: BTreeMap<PathBuf, u64>,
-}
-
-/// An upstream archive to use in place of the wheels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ArchiveChoice {
-    /// A path or an http(s) address.
-    pub(crate) source: String,
-    pub(crate) sha256: String,
 }
 
 /// Makes sure that `.libtorch` leads to a usable libtorch; silent when it does already.
@@ -183,7 +149,7 @@ fn link(place: &Place, tree: &Tree) -> Result<()> {
     }
     let flavor_before = before.map(|dir| if has_cuda(&dir) { Flavor::Cuda } else { Flavor::Cpu });
     replace_link(&link, &tree.dir)?;
-    note(format!(".libtorch -> {} (libtorch {VERSION}, {})", tree.dir.display(), tree.flavor.as_str()));
+    note(format!(".libtorch -> {}: {tree}", tree.dir.display()));
     // torch-sys looks at the libraries when it is built, and again only when LIBTORCH changes.
     if flavor_before.is_some_and(|before| before != tree.flavor) && place.target().is_dir() {
         for profile in [&["--release"][..], &[]] {
@@ -191,79 +157,6 @@ fn link(place: &Place, tree: &Tree) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Checks version, libraries, headers and, for an entry of the cache, that it is whole.
-pub(crate) fn inspect(dir: &Path) -> Result<Tree> {
-    let extension = if cfg!(target_os = "macos") { "dylib" } else { "so" };
-    for needed in
-        [format!("lib/libtorch_cpu.{extension}"), "include/torch/csrc/api/include/torch/torch.h".into()]
-    {
-        if !dir.join(&needed).is_file() {
-            bail!("{} is no libtorch directory: it has no {needed}", dir.display());
-        }
-    }
-    let version = version_of(dir)?;
-    if version.split('+').next() != Some(VERSION) {
-        bail!("{} is libtorch {version}, and {VERSION} is needed", dir.display());
-    }
-    if let Some(path) = manifest_of(dir) {
-        check_manifest(&path)?;
-    }
-    let flavor = if has_cuda(dir) { Flavor::Cuda } else { Flavor::Cpu };
-    Ok(Tree { dir: dir.to_path_buf(), flavor })
-}
-
-fn has_cuda(dir: &Path) -> bool {
-    dir.join("lib/libtorch_cuda.so").exists()
-}
-
-/// The manifest of the cache entry `dir` is, or is the `torch` directory of.
-fn manifest_of(dir: &Path) -> Option<PathBuf> {
-    let above = (dir.file_name() == Some("torch".as_ref())).then(|| dir.parent()).flatten();
-    [Some(dir), above].into_iter().flatten().map(|dir| dir.join(MANIFEST)).find(|path| path.is_file())
-}
-
-/// Names and sizes only: reading half a gigabyte at each start would be noticed.
-pub(crate) fn check_manifest(path: &Path) -> Result<()> {
-    let entry = path.parent().unwrap_or(Path::new("."));
-    let reading = || format!("{} cannot be read", path.display());
-    let bytes = fs::read(path).with_context(reading)?;
-    let manifest: Manifest = serde_json::from_slice(&bytes).with_context(reading)?;
-    for (name, size) in &manifest.files {
-        let file = entry.join(name);
-        let found = fs::metadata(&file).with_context(|| format!("{} is missing", file.display()))?.len();
-        if found != *size {
-            bail!("{} has {found} bytes, and its manifest says {size}", file.display());
-        }
-    }
-    Ok(())
-}
-
-/// Version of a tree, from whichever of the usual places tells it.
-fn version_of(dir: &Path) -> Result<String> {
-    if let Ok(version) = fs::read_to_string(dir.join("build-version")) {
-        return Ok(version.trim().to_owned());
-    }
-    if let Ok(python) = fs::read_to_string(dir.join("version.py")) {
-        let assigned = python.lines().find_map(|line| line.strip_prefix("__version__ = "));
-        if let Some(version) = assigned {
-            return Ok(version.trim_matches(['\'', '"', ' ']).to_owned());
-        }
-    }
-    for header in ["include/torch/headeronly/version.h", "include/torch/csrc/api/include/torch/version.h"] {
-        let text = fs::read_to_string(dir.join(header)).unwrap_or_default();
-        let number = |macro_name: &str| {
-            let defined =
-                text.lines().find_map(|line| line.strip_prefix("#define ")?.strip_prefix(macro_name));
-            defined.and_then(|value| value.trim().parse::<u32>().ok())
-        };
-        let parts = ["TORCH_VERSION_MAJOR", "TORCH_VERSION_MINOR", "TORCH_VERSION_PATCH"].map(number);
-        if let [Some(major), Some(minor), Some(patch)] = parts {
-            return Ok(format!("{major}.{minor}.{patch}"));
-        }
-    }
-    bail!("{} does not say which version it is (no build-version, version.py or version.h)", dir.display())
 }
 
 /// Whether training would run on a GPU, judged before anything is set up.

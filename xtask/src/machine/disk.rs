@@ -138,6 +138,12 @@ pub(crate) fn hex(hasher: Sha256) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A SHA-256 of the command line.
+pub(crate) fn parse_sha256(text: &str) -> Result<String, String> {
+    let valid = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if valid { Ok(text.to_ascii_lowercase()) } else { Err("a SHA-256 is 64 hexadecimal digits".to_owned()) }
+}
+
 /// Compares a file's SHA-256 with the expected one.
 pub(crate) fn verify_sha256(path: &Path, expected: &str) -> Result<()> {
     let found = sha256_file(path)?;

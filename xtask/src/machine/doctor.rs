@@ -7,12 +7,14 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::datasets::{CIFAR10, CIFAR100};
-use crate::disk::{free_space, megabytes};
-use crate::gpu::{Card, DRIVER, Gpus, numbers};
-use crate::libtorch::{self, VERSION};
-use crate::pins::{Flavor, platform_here};
-use crate::pip;
+use crate::machine::datasets::{CIFAR10, CIFAR100, Layout};
+use crate::machine::disk::{free_space, megabytes};
+use crate::machine::download::INSTALL_CURL;
+use crate::machine::gpu::{Card, DRIVER, Gpus, numbers};
+use crate::machine::libtorch;
+use crate::machine::pins::{Flavor, platform_here};
+use crate::machine::pip;
+use crate::machine::tree::{Tree, VERSION};
 use crate::process::{Place, output, python, say};
 
 /// Below this much free disk a build or a run is likely to fail.
@@ -34,52 +36,35 @@ fn bad(what: &'static str, found: impl Into<String>, mend: impl Into<String>) ->
 }
 
 pub(crate) fn doctor(place: &Place) -> Result<u8> {
-    let mut findings = vec![platform(), rust(), compiler()];
-    let tree = libtorch::in_use(place);
-    let flavor = tree.as_ref().ok().and_then(|tree| tree.as_ref()).map(|tree| tree.flavor);
-    findings.push(pip(flavor.is_some()));
-    findings.push(match &tree {
-        Ok(Some(tree)) => {
-            good("libtorch", format!("{VERSION} ({}) at {}", tree.flavor.as_str(), tree.dir.display()))
-        }
-        Ok(None) => bad("libtorch", "not set up", "cargo xtask setup"),
-        Err(error) => {
-            let mend = "unset LIBTORCH and LIBTORCH_USE_PYTORCH if they are set, then cargo xtask setup";
-            bad("libtorch", format!("{error:#}"), mend)
-        }
-    });
-    findings.extend(cuda(&Gpus::here(), &place.trainer(), flavor));
-    findings.push(good("processor", processor()));
-    findings.push(space("free disk, cache", &place.cache));
-    findings.push(space("free disk, workspace", &place.root));
-    let digits = place.root.join("datasets/digits/digits.csv");
-    findings.push(if digits.is_file() {
-        good("digits", "there")
-    } else {
-        bad("digits", format!("{} is missing", digits.display()), "git checkout -- datasets/digits")
-    });
-    for layout in [&CIFAR10, &CIFAR100] {
-        let link = layout.link(place);
-        findings.push(match layout.check_sizes(&link) {
-            Ok(()) => good(layout.name, link.display().to_string()),
-            Err(_) if link.symlink_metadata().is_err() => {
-                good(layout.name, format!("not fetched; `cargo xtask fetch {}` does", layout.name))
-            }
-            Err(error) => {
-                bad(layout.name, format!("{error:#}"), format!("cargo xtask fetch {}", layout.name))
-            }
-        });
-    }
-    let problems = findings.iter().filter(|finding| finding.mend.is_some()).count();
-    for Finding { what, found, mend } in findings {
+    let mut problems = 0;
+    // One after the other as they are found: some are asked of programs that take their time.
+    let mut tell = |finding: Finding| {
+        let Finding { what, found, mend } = finding;
         match mend {
             None => say(format!("ok       {what}: {found}")),
             Some(mend) => {
+                problems += 1;
                 say(format!("PROBLEM  {what}: {found}"));
                 say(format!("         mend it with: {mend}"));
             }
         }
-    }
+    };
+    tell(platform());
+    tell(rust());
+    tell(compiler());
+    let tree = libtorch::in_use(place);
+    let flavor = tree.as_ref().ok().and_then(|tree| tree.as_ref()).map(|tree| tree.flavor);
+    tell(pip(flavor.is_some()));
+    tell(curl());
+    tell(libtorch(&tree));
+    cards(&Gpus::here(), flavor).into_iter().for_each(&mut tell);
+    tell(trainer(&place.trainer(), flavor));
+    tell(good("processor", processor()));
+    tell(space("free disk, cache", &place.cache));
+    tell(space("free disk, workspace", &place.root));
+    tell(digits(&place.root.join("datasets/digits/digits.csv")));
+    tell(downloaded(place, &CIFAR10));
+    tell(downloaded(place, &CIFAR100));
     say(match problems {
         0 => "nothing is wrong".to_owned(),
         1 => "1 problem".to_owned(),
@@ -146,26 +131,39 @@ fn pip(libtorch_is_there: bool) -> Finding {
     }
 }
 
-/// Whether a GPU can be used: the cards, and whether the trainer was linked with CUDA.
-fn cuda(gpus: &Gpus, trainer: &Path, flavor: Option<Flavor>) -> Vec<Finding> {
-    let mut findings = cards(gpus, flavor);
+fn curl() -> Finding {
+    match output(Command::new("curl").arg("--version")) {
+        Some(version) => good("curl", version.lines().next().unwrap_or_default()),
+        None => bad("curl", "cannot be started, and data sets are downloaded with it", INSTALL_CURL),
+    }
+}
+
+fn libtorch(tree: &Result<Option<Tree>>) -> Finding {
+    match tree {
+        Ok(Some(tree)) => {
+            good("libtorch", format!("{VERSION} ({}) at {}", tree.flavor.as_str(), tree.dir.display()))
+        }
+        Ok(None) => bad("libtorch", "not set up", "cargo xtask setup"),
+        Err(error) => {
+            let mend = "unset LIBTORCH and LIBTORCH_USE_PYTORCH if they are set, then cargo xtask setup";
+            bad("libtorch", format!("{error:#}"), mend)
+        }
+    }
+}
+
+/// Whether the trainer was linked with CUDA, and should have been.
+fn trainer(trainer: &Path, flavor: Option<Flavor>) -> Finding {
+    let again = "cargo clean --release -p torch-sys, then cargo build --release --workspace --bin trainer";
     let built = fs::read(trainer).ok().map(|binary| needs_cuda(&binary));
-    findings.push(match (built, flavor) {
+    match (built, flavor) {
         (None, _) => good("trainer", "not built yet"),
-        (Some(false), Some(Flavor::Cuda)) => bad(
-            "trainer",
-            "built without CUDA",
-            "cargo clean --release -p torch-sys, then cargo build --release --workspace --bin trainer",
-        ),
-        (Some(true), Some(Flavor::Cpu)) => bad(
-            "trainer",
-            "built with CUDA, and libtorch is the cpu flavour now",
-            "cargo clean --release -p torch-sys, then cargo build --release --workspace --bin trainer",
-        ),
+        (Some(false), Some(Flavor::Cuda)) => bad("trainer", "built without CUDA", again),
+        (Some(true), Some(Flavor::Cpu)) => {
+            bad("trainer", "built with CUDA, and libtorch is the cpu flavour now", again)
+        }
         (Some(true), _) => good("trainer", "built with CUDA"),
         (Some(false), _) => good("trainer", "built for the processor"),
-    });
-    findings
+    }
 }
 
 /// The cards. One that cannot be used is only a problem to a libtorch that is there to use it.
@@ -227,6 +225,26 @@ fn processor() -> String {
     let present =
         if present.is_empty() { "none of the known extensions".to_owned() } else { present.join(" ") };
     format!("{name}, {threads} threads, {present}")
+}
+
+fn digits(file: &Path) -> Finding {
+    if file.is_file() {
+        good("digits", "there")
+    } else {
+        bad("digits", format!("{} is missing", file.display()), "git checkout -- datasets/digits")
+    }
+}
+
+/// A data set that is downloaded. One that was not is no problem.
+fn downloaded(place: &Place, layout: &Layout) -> Finding {
+    let link = layout.link(place);
+    match layout.check_sizes(&link) {
+        Ok(()) => good(layout.name, link.display().to_string()),
+        Err(_) if link.symlink_metadata().is_err() => {
+            good(layout.name, format!("not fetched; `cargo xtask fetch {}` does", layout.name))
+        }
+        Err(error) => bad(layout.name, format!("{error:#}"), format!("cargo xtask fetch {}", layout.name)),
+    }
 }
 
 fn space(what: &'static str, path: &Path) -> Finding {

@@ -1,10 +1,11 @@
 //! Fetching data sets: made-up archives and directories in temporary places.
 
 use super::*;
-use crate::disk::sha256_file;
-use crate::download::tests::{Serve, server};
-use crate::libtorch::tests::place;
+use crate::machine::disk::sha256_file;
+use crate::machine::download::tests::{Serve, server};
+use crate::machine::libtorch::tests::place;
 use flate2::{Compression, write::GzEncoder};
+use sha2::{Digest, Sha256};
 
 /// CIFAR-10's layout with two records per file.
 fn small() -> Layout {
@@ -79,7 +80,7 @@ fn an_archive_is_unpacked_by_name_checked_and_linked() {
     let archive = dir.path().join("mirror.tar.gz");
     let sha256 = tar_gz(&archive, &good_entries());
     let source = Source { archive: Some(archive.clone()), sha256: Some(sha256), ..Source::default() };
-    fetch(&place, &small(), &source).unwrap();
+    provide(&place, &small(), &source).unwrap();
     let link = place.root.join("datasets/cifar10");
     let mut names: Vec<_> = fs::read_dir(link.join("cifar-10-batches-bin"))
         .unwrap()
@@ -90,7 +91,7 @@ fn an_archive_is_unpacked_by_name_checked_and_linked() {
     assert_eq!(small().check_content(&link).unwrap(), write_files(&dir.path().join("same")));
     assert!(archive.exists(), "the user's file stays");
     // A plain fetch finds it there and asks for nothing.
-    fetch(&place, &small(), &Source::default()).unwrap();
+    provide(&place, &small(), &Source::default()).unwrap();
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn a_download_is_unpacked_and_then_removed() {
     let path = dir.path().join("mirror.tar.gz");
     let sha256 = tar_gz(&path, &good_entries());
     let (url, _) = server(fs::read(&path).unwrap(), vec![Serve::Cut(500), Serve::Whole]);
-    fetch(&place, &small(), &Source { url: Some(url), sha256: Some(sha256), ..Source::default() }).unwrap();
+    provide(&place, &small(), &Source { url: Some(url), sha256: Some(sha256), ..Source::default() }).unwrap();
     assert!(small().check_sizes(&place.root.join("datasets/cifar10")).is_ok());
     assert_eq!(fs::read_dir(place.cache.join("downloads")).unwrap().count(), 0);
 }
@@ -121,7 +122,7 @@ fn an_archive_with_one_evil_entry_is_refused_as_a_whole() {
         entries.push((name, kind, Vec::new()));
         let sha256 = tar_gz(&archive, &entries);
         let source = Source { archive: Some(archive), sha256: Some(sha256), ..Source::default() };
-        let error = format!("{:#}", fetch(&place, &small(), &source).unwrap_err());
+        let error = format!("{:#}", provide(&place, &small(), &source).unwrap_err());
         assert!(error.contains(expected) && error.contains("refused"), "{error}");
         assert_eq!(fs::read_dir(place.cache.join("datasets")).unwrap().count(), 0, "{name}");
         assert!(!place.root.join("datasets/cifar10").exists());
@@ -141,7 +142,7 @@ fn wrong_checksums_sizes_and_truncation_are_named() {
         }
         let sha256 = Some(sha256.map_or(right, str::to_owned));
         let source = Source { archive: Some(archive), sha256, ..Source::default() };
-        let error = format!("{:#}", fetch(&place, &small(), &source).unwrap_err());
+        let error = format!("{:#}", provide(&place, &small(), &source).unwrap_err());
         assert!(!place.root.join("datasets/cifar10").exists());
         error
     };
@@ -164,7 +165,7 @@ fn an_unpacked_directory_is_checked_and_linked_where_it_is() {
     for own in [dir.path().join("a/cifar-10-batches-bin"), dir.path().join("b/renamed")] {
         let sha256 = write_files(&own);
         let given = if own.ends_with("renamed") { own.clone() } else { dir.path().join("a") };
-        fetch(&place, &small(), &Source { dir: Some(given), ..Source::default() }).unwrap();
+        provide(&place, &small(), &Source { dir: Some(given), ..Source::default() }).unwrap();
         assert_eq!(small().check_content(&place.root.join("datasets/cifar10")).unwrap(), sha256);
     }
 
@@ -172,7 +173,7 @@ fn an_unpacked_directory_is_checked_and_linked_where_it_is() {
     fs::write(own.join("data_batch_2.bin"), records(10)).unwrap();
     let error = format!(
         "{:#}",
-        fetch(&place, &small(), &Source { dir: Some(own), ..Source::default() }).unwrap_err()
+        provide(&place, &small(), &Source { dir: Some(own), ..Source::default() }).unwrap_err()
     );
     assert!(error.contains("data_batch_2.bin: record 0 has the label 10, and 9 is the largest"), "{error}");
 }
@@ -182,15 +183,15 @@ fn a_real_directory_is_never_replaced() {
     let (dir, place) = place();
     let own = place.root.join("datasets/cifar10");
     write_files(&own);
-    fetch(&place, &small(), &Source::default()).unwrap();
+    provide(&place, &small(), &Source::default()).unwrap();
     fs::write(own.join("test_batch.bin"), "cut").unwrap();
-    let error = format!("{:#}", fetch(&place, &small(), &Source::default()).unwrap_err());
+    let error = format!("{:#}", provide(&place, &small(), &Source::default()).unwrap_err());
     assert!(error.contains("your own directory") && error.contains("test_batch.bin has 3 bytes"), "{error}");
     let other = dir.path().join("other");
     write_files(&other);
     let error = format!(
         "{:#}",
-        fetch(&place, &small(), &Source { dir: Some(other), ..Source::default() }).unwrap_err()
+        provide(&place, &small(), &Source { dir: Some(other), ..Source::default() }).unwrap_err()
     );
     assert!(error.contains("your own directory"), "{error}");
     assert_eq!(fs::read_to_string(own.join("test_batch.bin")).unwrap(), "cut");

@@ -7,13 +7,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::archive::unpack_zip;
-use crate::disk::{self, megabytes, partial_directory, publish, require_space, verify_sha256};
-use crate::download;
-use crate::libtorch::{ArchiveChoice, MANIFEST, Manifest, VERSION, check_manifest, inspect};
-use crate::pins::{Flavor, Platform, platform_here};
-use crate::pip;
+use crate::machine::archive::unpack_zip;
+use crate::machine::disk::{self, megabytes, partial_directory, publish, require_space, verify_sha256};
+use crate::machine::download;
+use crate::machine::pins::{Flavor, Platform, platform_here};
+use crate::machine::pip;
+use crate::machine::tree::{MANIFEST, Manifest, VERSION, check_manifest, inspect};
 use crate::process::note;
+
+/// An upstream archive to use in place of the wheels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ArchiveChoice {
+    /// A path or an http(s) address.
+    pub(crate) source: String,
+    pub(crate) sha256: String,
+}
 
 /// In place of the shared library that would pull in libtorch_cuda as well.
 const CPU_LINKER_SCRIPT: &str = "INPUT(-ltorch_cpu)\n";
@@ -99,7 +107,7 @@ pub(crate) fn from_archive(cache: &Path, archive: &ArchiveChoice) -> Result<Path
     let file = if is_url {
         note(format!("libtorch {VERSION}: downloading {} for {}", archive.source, entry.display()));
         let file = cache.join("downloads").join(format!("libtorch-{}.zip", &sha256[..12]));
-        download::fetch(&archive.source, &file, &sha256)?;
+        download::fetch(&archive.source, &file, &sha256, None)?;
         file
     } else {
         let file = PathBuf::from(&archive.source);

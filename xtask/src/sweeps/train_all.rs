@@ -10,14 +10,16 @@ use run_record::{
     DatasetName, STATUS_COMPLETE, STATUS_FAILED, STATUS_RUNNING, STATUS_STOPPED, duration, write_atomically,
 };
 
-use crate::child::{Trainers, is_stop};
-use crate::datasets::{self, CIFAR10, CIFAR100, Source};
-use crate::gpu::Gpus;
-use crate::libtorch::{self, FlavorChoice};
-use crate::presets::{Named, forecast, recipes_of, select};
-use crate::process::{Place, Usage, build_trainer, ending, exit_code, note, say};
+use crate::machine::datasets::{CIFAR10, CIFAR100};
+use crate::machine::fetch::{self, Source};
+use crate::machine::gpu::Gpus;
+use crate::machine::libtorch::{self, FlavorChoice};
+use crate::process::{Place, Usage, ending, exit_code, note, say};
 use crate::report::{self, read_record};
-use crate::seeds::Seeds;
+use crate::sweeps::child::{Trainers, is_stop};
+use crate::sweeps::presets::{Named, forecast, recipes_of, select};
+use crate::sweeps::seeds::Seeds;
+use crate::trainer::build_trainer;
 
 /// `cargo xtask train-all`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -200,8 +202,7 @@ pub(crate) fn prepare(place: &Place, recipes: &[Named], with_data: bool) -> Resu
     let there = libtorch::in_use(place).is_ok_and(|tree| tree.is_some());
     let tree = libtorch::ensure(place, FlavorChoice::Auto, None)?;
     if there {
-        let (flavor, dir) = (tree.flavor.as_str(), tree.dir.display());
-        note(format!("libtorch {} ({flavor}): reused from {dir}", libtorch::VERSION));
+        note(format!("{tree}: reused from {}", tree.dir.display()));
     }
     if with_data {
         fetch_data(place, recipes)?;
@@ -303,7 +304,7 @@ fn fetch_data(place: &Place, recipes: &[Named]) -> Result<()> {
         if named && layout.link(place).exists() {
             note(format!("{}: reused from {}", layout.name, layout.link(place).display()));
         } else if named {
-            datasets::fetch(place, layout, &Source::default())?;
+            fetch::provide(place, layout, &Source::default())?;
         }
     }
     Ok(())
@@ -390,7 +391,7 @@ mod tests {
     /// Runs `a_model` and `b_model` with a script whose `$log` takes notes and whose `$run` is the run's
     /// directory; returns the code and the notes.
     fn swept(sweep: &Sweep, results: &Path, text: &str) -> (u8, String) {
-        let workspace = crate::presets::tests::workspace();
+        let workspace = crate::sweeps::presets::tests::workspace();
         let recipes = recipes_of(workspace.path(), "quick").unwrap();
         let log = results.join("log");
         let read = "for arg; do run=$arg; done; test \"$1\" = device || mkdir -p \"$run\"";

@@ -2,10 +2,13 @@
 
 use std::fmt::{self, Display};
 use std::io::Read;
+use std::mem::replace;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::process::{SILENCE, note};
 
 /// The oldest driver that CUDA 13 runs on.
 pub(crate) const DRIVER: &str = "580";
@@ -118,10 +121,16 @@ fn ask(command: &mut Command, patience: Duration) -> Gpus {
         Err(_) => return Gpus::None,
     };
     let start = Instant::now();
+    let mut is_said = false;
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if start.elapsed() < patience => thread::sleep(Duration::from_millis(5)),
+            Ok(None) if start.elapsed() < patience => {
+                if start.elapsed() > SILENCE && !replace(&mut is_said, true) {
+                    note("waiting for nvidia-smi to list the cards");
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
             _ => {
                 // Not waited for: a process that hangs in the driver does not even end when it is killed.
                 let _ = child.kill();

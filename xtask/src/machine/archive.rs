@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use zip::ZipArchive;
 
-use crate::progress::Meter;
+use crate::machine::progress::Meter;
 
 /// Fails for a name that could lead out of the directory it is unpacked in.
 pub(crate) fn require_plain_name(name: &str) -> Result<()> {
@@ -53,7 +53,7 @@ fn unpack(
 
     let total = wanted.iter().map(|(_, _, size)| size).sum();
     let label = archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut meter = Meter::new(format!("unpacking {label}"), Some(total));
+    let mut meter = Meter::new(&format!("unpacking {label}"), Some(total));
     let mut done = 0;
     let mut unpacked = BTreeMap::new();
     for (index, path, size) in wanted {

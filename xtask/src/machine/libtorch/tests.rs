@@ -1,8 +1,8 @@
 //! Setting up libtorch: made-up trees and archives in temporary places.
 
 use super::*;
-use crate::archive::tests::zip_of;
-use crate::disk::sha256_file;
+use crate::machine::archive::tests::zip_of;
+use crate::machine::disk::sha256_file;
 
 /// A workspace and a cache, both empty.
 pub(crate) fn place() -> (tempfile::TempDir, Place) {
@@ -116,22 +116,6 @@ fn a_directory_of_the_users_own_is_used_if_its_version_fits() {
     let error = use_own(&place, FlavorChoice::Cuda, "LIBTORCH", &own).unwrap_err().to_string();
     assert!(error.contains("is a cpu build"), "{error}");
     assert!(use_own(&place, FlavorChoice::Auto, "LIBTORCH", Path::new("relative")).is_err());
-}
-
-#[test]
-fn the_version_is_found_wherever_it_is_written() {
-    let dir = tempfile::tempdir().unwrap();
-    assert!(version_of(dir.path()).is_err());
-    let header = dir.path().join("include/torch/headeronly/version.h");
-    fs::create_dir_all(header.parent().unwrap()).unwrap();
-    let text =
-        "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 11\n#define TORCH_VERSION_PATCH 0\n";
-    fs::write(&header, text).unwrap();
-    assert_eq!(version_of(dir.path()).unwrap(), "2.11.0");
-    fs::write(dir.path().join("version.py"), "x = 1\n__version__ = '2.11.1+cu130'\n").unwrap();
-    assert_eq!(version_of(dir.path()).unwrap(), "2.11.1+cu130");
-    fs::write(dir.path().join("build-version"), "2.11.2\n").unwrap();
-    assert_eq!(version_of(dir.path()).unwrap(), "2.11.2");
 }
 
 /// Needs the right to mount; says so where it is missing.

@@ -10,7 +10,7 @@ const ARGUMENTS: &str = "SOAK_ARGUMENTS";
 fn trainer(fault: &str) -> impl Fn() -> Command {
     let fault = fault.to_owned();
     move || {
-        let mut command = shell("exec \"$0\" --exact soak::tests::plays_the_trainer");
+        let mut command = shell("exec \"$0\" --exact sweeps::soak::tests::plays_the_trainer");
         command.arg(std::env::current_exe().unwrap()).env(FAULT, &fault);
         command
     }

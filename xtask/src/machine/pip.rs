@@ -2,18 +2,15 @@
 //! certificates apply.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
-use crate::disk::verify_sha256;
-use crate::pins::Wheel;
-use crate::process::{cannot_start, python};
-use crate::progress::Meter;
+use crate::machine::disk::verify_sha256;
+use crate::machine::pins::Wheel;
+use crate::machine::progress::watched;
+use crate::process::python;
 
 const ALTERNATIVES: &str = "or set LIBTORCH to a libtorch directory, or use `cargo xtask setup --archive`";
 
@@ -82,36 +79,14 @@ fn run_pip(python: &Path, wheel: &Wheel, downloads: &Path, scratch: &Path) -> Re
     command.arg("--dest").arg(downloads).arg("--requirement").arg(&requirements);
     // Nothing is installed, so the wish for a virtual environment does not apply. Newer pips resume.
     command.env("TMPDIR", scratch).env("PIP_REQUIRE_VIRTUALENV", "false").env("PIP_RESUME_RETRIES", "5");
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| cannot_start(&command))?;
-    let mut stderr = child.stderr.take().context("pip's messages cannot be read")?;
-    let reader = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read until an error is all there is to report.
-        let _ = stderr.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    });
-    let mut meter = Meter::new(wheel.requirement(), Some(wheel.size));
-    let status = loop {
-        if let Some(status) = child.try_wait().context("waiting for pip")? {
-            break status;
-        }
-        meter.set(size_below(scratch));
-        thread::sleep(Duration::from_millis(100));
-    };
-    drop(meter);
-    let messages = reader.join().map_err(|_| anyhow!("pip's messages cannot be read"))?;
-    if status.success() {
+    let output = watched(&mut command, &wheel.requirement(), Some(wheel.size), || size_below(scratch))?;
+    if output.status.success() {
         return Ok(());
     }
     bail!(
         "pip could not download {}: {}; mend that (network, proxy, disk) and run it again, {ALTERNATIVES}",
         wheel.requirement(),
-        condense(&messages)
+        condense(&String::from_utf8_lossy(&output.stderr))
     )
 }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use run_record::{duration, visible};
 
-use crate::child::Trainers;
-use crate::presets::{recipes_of, select};
 use crate::process::{Place, Usage, ending, note, say, show};
-use crate::sweep::prepare;
+use crate::sweeps::child::Trainers;
+use crate::sweeps::presets::{recipes_of, select};
+use crate::sweeps::train_all::prepare;
 use left::{Began, Between, Left, began, differences, left};
 
 /// So many starts in a row without a newer checkpoint are no accident: moments are spread over the whole run.

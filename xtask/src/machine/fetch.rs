@@ -1,158 +1,70 @@
-//! The data sets that are downloaded: fetching, checking and linking them.
+//! `fetch`: provides a data set, from the network, an archive or a directory, and links it in datasets/.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use flate2::read::GzDecoder;
-use sha2::{Digest, Sha256};
 use tar::EntryType;
 
-use crate::archive::{copy_exactly, require_plain_name};
-use crate::disk::{self, hash_into, megabytes, partial_directory, publish, replace_link, require_space};
-use crate::download;
+use crate::machine::archive::{copy_exactly, require_plain_name};
+use crate::machine::datasets::{CIFAR10, CIFAR100, Layout};
+use crate::machine::disk::{
+    self, megabytes, parse_sha256, partial_directory, publish, replace_link, require_space,
+};
+use crate::machine::download;
 use crate::process::{Place, note, say};
 
-/// A data set in CIFAR's binary layout: records of label bytes and 3×32×32 pixels.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Layout {
-    pub(crate) name: &'static str,
-    /// Directory in the archive that holds the files.
-    directory: &'static str,
-    /// The files of records, in the order in which the data's own checksum reads them.
-    files: &'static [&'static str],
-    /// Records per file, in the same order.
-    records: &'static [u64],
-    /// What each label byte of a record is called, and its largest value.
-    labels: &'static [(&'static str, u8)],
-    /// Small files of names that are kept when they are there.
-    names: &'static [&'static str],
-    url: &'static str,
-    sha256: &'static str,
-    archive_size: u64,
-}
-
-pub(crate) const CIFAR10: Layout = Layout {
-    name: "cifar10",
-    directory: "cifar-10-batches-bin",
-    files: &[
-        "data_batch_1.bin",
-        "data_batch_2.bin",
-        "data_batch_3.bin",
-        "data_batch_4.bin",
-        "data_batch_5.bin",
-        "test_batch.bin",
-    ],
-    records: &[10_000; 6],
-    labels: &[("label", 9)],
-    names: &["batches.meta.txt"],
-    url: "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    sha256: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    archive_size: 170_052_171,
-};
-
-pub(crate) const CIFAR100: Layout = Layout {
-    name: "cifar100",
-    directory: "cifar-100-binary",
-    files: &["train.bin", "test.bin"],
-    records: &[50_000, 10_000],
-    labels: &[("coarse label", 19), ("fine label", 99)],
-    names: &["fine_label_names.txt", "coarse_label_names.txt"],
-    url: "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-    sha256: "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-    archive_size: 168_513_733,
-};
-
-/// Bytes of one image.
-const PIXELS: u64 = 3 * 32 * 32;
 /// The files of names are far below this.
 const NAMES_LIMIT: u64 = 4096;
 
-/// Where a data set is to come from.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Source {
-    pub(crate) archive: Option<PathBuf>,
-    pub(crate) url: Option<String>,
-    pub(crate) dir: Option<PathBuf>,
-    pub(crate) sha256: Option<String>,
+/// `cargo xtask fetch`.
+#[derive(clap::Args)]
+pub(crate) struct Fetch {
+    /// Which data set
+    #[arg(value_enum)]
+    dataset: Dataset,
+    #[command(flatten)]
+    source: Source,
 }
 
-impl Layout {
-    fn record_size(&self) -> u64 {
-        self.labels.len() as u64 + PIXELS
-    }
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Dataset {
+    Digits,
+    Cifar10,
+    Cifar100,
+}
 
-    fn size_of(&self, file: &str) -> Option<u64> {
-        let index = self.files.iter().position(|name| *name == file)?;
-        Some(self.records[index] * self.record_size())
-    }
+/// Where a data set is to come from.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Source {
+    /// The archive, downloaded already
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "dir"], group = "given")]
+    archive: Option<PathBuf>,
+    /// A mirror of the archive
+    #[arg(long, conflicts_with = "dir", group = "given")]
+    url: Option<String>,
+    /// A directory with the unpacked binary files, to be linked where it is
+    #[arg(long, conflicts_with = "sha256")]
+    dir: Option<PathBuf>,
+    /// Checksum of an archive that is not the official one
+    #[arg(long, value_name = "HEX", value_parser = parse_sha256, requires = "given")]
+    sha256: Option<String>,
+}
 
-    fn total_size(&self) -> u64 {
-        self.records.iter().sum::<u64>() * self.record_size()
+pub(crate) fn fetch(place: &Place, args: &Fetch) -> Result<u8> {
+    match args.dataset {
+        Dataset::Cifar10 => provide(place, &CIFAR10, &args.source)?,
+        Dataset::Cifar100 => provide(place, &CIFAR100, &args.source)?,
+        Dataset::Digits => say("digits come with the project, in datasets/digits: there is nothing to fetch"),
     }
-
-    /// Where the workspace looks for it.
-    pub(crate) fn link(&self, place: &Place) -> PathBuf {
-        place.root.join("datasets").join(self.name)
-    }
-
-    /// The directory with the files: `dir` itself, or the archive's directory in it.
-    fn files_in(&self, dir: &Path) -> PathBuf {
-        let below = dir.join(self.directory);
-        if below.is_dir() { below } else { dir.to_path_buf() }
-    }
-
-    /// Checks that every file is there with the right size.
-    pub(crate) fn check_sizes(&self, dir: &Path) -> Result<()> {
-        let dir = self.files_in(dir);
-        for file in self.files {
-            let path = dir.join(file);
-            let found = fs::metadata(&path).with_context(|| format!("{} is missing", path.display()))?.len();
-            let expected = self.size_of(file).unwrap_or_default();
-            if found != expected {
-                bail!("{} has {found} bytes, and {expected} are expected", path.display());
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks sizes and labels and returns the data's own SHA-256: over the bytes of all files of
-    /// records, in order.
-    fn check_content(&self, dir: &Path) -> Result<String> {
-        self.check_sizes(dir)?;
-        let dir = self.files_in(dir);
-        let mut hasher = Sha256::new();
-        for file in self.files {
-            let path = dir.join(file);
-            self.check_labels(&path)?;
-            hash_into(&mut hasher, &path)?;
-        }
-        Ok(disk::hex(hasher))
-    }
-
-    fn check_labels(&self, path: &Path) -> Result<()> {
-        let reading = || format!("cannot read {}", path.display());
-        let mut reader = BufReader::with_capacity(1 << 20, File::open(path).with_context(reading)?);
-        let mut record = vec![0; usize::try_from(self.record_size())?];
-        for index in 0..fs::metadata(path).with_context(reading)?.len() / self.record_size() {
-            reader.read_exact(&mut record).with_context(reading)?;
-            for ((what, largest), value) in self.labels.iter().zip(&record) {
-                if value > largest {
-                    bail!(
-                        "{}: record {index} has the {what} {value}, and {largest} is the largest there is",
-                        path.display()
-                    );
-                }
-            }
-        }
-        Ok(())
-    }
+    Ok(0)
 }
 
 /// Provides a data set at `datasets/<name>`.
-pub(crate) fn fetch(place: &Place, layout: &Layout, source: &Source) -> Result<()> {
+pub(crate) fn provide(place: &Place, layout: &Layout, source: &Source) -> Result<()> {
     let link = layout.link(place);
     if let Some(dir) = &source.dir {
         let dir = dir.canonicalize().with_context(|| format!("--dir {}", dir.display()))?;
@@ -233,7 +145,7 @@ fn in_cache(cache: &Path, layout: &Layout, source: &Source) -> Result<PathBuf> {
         let url = source.url.as_deref().unwrap_or(layout.url);
         let archive = cache.join("downloads").join(format!("{}-{}.tar.gz", layout.name, &sha256[..12]));
         note(format!("{}: downloading {url} to {}", layout.name, archive.display()));
-        download::fetch(url, &archive, &sha256).with_context(|| {
+        download::fetch(url, &archive, &sha256, Some(layout.archive_size)).with_context(|| {
             format!("{} could not be fetched; with the archive at hand, use --archive FILE", layout.name)
         })?;
         unpack(layout, &archive, partial.path())?;
