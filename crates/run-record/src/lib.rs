@@ -12,6 +12,7 @@
 
 mod augment;
 mod data;
+mod digest;
 mod disk;
 mod optim;
 mod recipe;
@@ -23,7 +24,10 @@ pub use augment::{AugmentRecipe, CropOffset, EraseMode, MixMode, TrainInterpolat
 pub use data::{
     CropMode, DataRecipe, DatasetName, FolderRecipe, Interpolation, Normalize, OnError, ValidationFrom,
 };
-pub use disk::{cache_dir, check_writable, remove_partial_files, write_atomically};
+pub use digest::{Hashed, Hashing, sha256, sha256_file};
+pub use disk::{
+    cache_dir, check_writable, remove_partial_files, sync_directory, write_atomically, write_atomically_with,
+};
 pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerName, OptimizerRecipe, RollbackRecipe, Schedule};
 pub use recipe::{
     Estimate, FieldValue, InitialWeights, Loss, ModelChoice, Recipe, RecipeError, RecipeErrors, Reference,
