@@ -2,11 +2,11 @@
 //! or not at all.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
+use run_record::sha256_file;
 use tempfile::TempDir;
 
 use crate::process::note;
@@ -114,30 +114,6 @@ pub(crate) fn megabytes(bytes: u64) -> String {
     }
 }
 
-/// SHA-256 of a file, in lower-case hexadecimal.
-pub(crate) fn sha256_file(path: &Path) -> Result<String> {
-    let mut hasher = Sha256::new();
-    hash_into(&mut hasher, path)?;
-    Ok(hex(hasher))
-}
-
-/// Feeds a file's bytes to `hasher`.
-pub(crate) fn hash_into(hasher: &mut Sha256, path: &Path) -> Result<()> {
-    let at = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(at)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).with_context(at)? {
-            0 => return Ok(()),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-}
-
-pub(crate) fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A SHA-256 of the command line.
 pub(crate) fn parse_sha256(text: &str) -> Result<String, String> {
     let valid = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -146,7 +122,7 @@ pub(crate) fn parse_sha256(text: &str) -> Result<String, String> {
 
 /// Compares a file's SHA-256 with the expected one.
 pub(crate) fn verify_sha256(path: &Path, expected: &str) -> Result<()> {
-    let found = sha256_file(path)?;
+    let found = sha256_file(path).with_context(|| format!("cannot read {}", path.display()))?;
     if !found.eq_ignore_ascii_case(expected) {
         bail!("{}: the SHA-256 is {found}, expected {expected}", path.display());
     }

@@ -133,7 +133,7 @@ fn size_of(path: &Path) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::machine::disk::sha256_file;
+    use run_record::sha256;
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::sync::{Arc, Mutex};
@@ -202,9 +202,7 @@ pub(crate) mod tests {
 
     fn content() -> (Vec<u8>, String) {
         let content: Vec<u8> = (0..300_000_u32).map(|i| (i % 251) as u8).collect();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), &content).unwrap();
-        let sha256 = sha256_file(file.path()).unwrap();
+        let sha256 = sha256(&content);
         (content, sha256)
     }
 

@@ -1,11 +1,10 @@
 //! Fetching data sets: made-up archives and directories in temporary places.
 
 use super::*;
-use crate::machine::disk::sha256_file;
 use crate::machine::download::tests::{Serve, server};
 use crate::machine::libtorch::tests::place;
 use flate2::{Compression, write::GzEncoder};
-use sha2::{Digest, Sha256};
+use run_record::{sha256, sha256_file};
 
 /// CIFAR-10's layout with two records per file.
 fn small() -> Layout {
@@ -26,9 +25,7 @@ fn write_files(dir: &Path) -> String {
         fs::write(dir.join(file), &bytes).unwrap();
         all.extend(bytes);
     }
-    let mut hasher = Sha256::new();
-    hasher.update(all);
-    disk::hex(hasher)
+    sha256(all)
 }
 
 type Entry<'a> = (&'a str, EntryType, Vec<u8>);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::machine::archive::tests::zip_of;
-use crate::machine::disk::sha256_file;
+use run_record::sha256_file;
 
 /// A workspace and a cache, both empty.
 pub(crate) fn place() -> (tempfile::TempDir, Place) {
@@ -116,28 +116,4 @@ fn a_directory_of_the_users_own_is_used_if_its_version_fits() {
     let error = use_own(&place, FlavorChoice::Cuda, "LIBTORCH", &own).unwrap_err().to_string();
     assert!(error.contains("is a cpu build"), "{error}");
     assert!(use_own(&place, FlavorChoice::Auto, "LIBTORCH", Path::new("relative")).is_err());
-}
-
-/// Needs the right to mount; says so where it is missing.
-#[test]
-#[cfg(target_os = "linux")]
-fn a_full_disk_is_one_clear_error_and_leaves_nothing() {
-    let (dir, place) = place();
-    fs::create_dir_all(&place.cache).unwrap();
-    let mut mount = Command::new("mount");
-    mount.args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&place.cache);
-    if output(&mut mount).is_none() {
-        eprintln!("skipped: a small file system cannot be mounted here");
-        return;
-    }
-    let path = dir.path().join("libtorch.zip");
-    let library = format!("libtorch/{}", library());
-    zip_of(&path, &[(library.as_str(), &[1; 1 << 20])]);
-    let archive = ArchiveChoice { source: path.display().to_string(), sha256: sha256_file(&path).unwrap() };
-    let error = install::from_archive(&place.cache, &archive);
-    let left = fs::read_dir(place.cache.join("libtorch")).unwrap().count();
-    output(Command::new("umount").arg(&place.cache)).unwrap();
-    let error = format!("{:#}", error.unwrap_err());
-    assert!(error.contains("No space left on device") && error.contains("libtorch_cpu"), "{error}");
-    assert_eq!(left, 0);
 }

@@ -7,8 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use run_record::{RunRecord, STATUS_COMPLETE, Select};
-use sha2::{Digest, Sha256};
+use run_record::{RunRecord, STATUS_COMPLETE, Select, sha256_file};
 
 use crate::report::read_record;
 
@@ -32,9 +31,8 @@ pub(super) fn left(run: &Path) -> Result<Left> {
     for name in [Select::Best, Select::Last].map(Select::weights_file) {
         let path = run.join(name);
         if path.exists() {
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let digest = Sha256::digest(bytes);
-            weights.insert(name, digest.iter().map(|byte| format!("{byte:02x}")).collect());
+            let digest = sha256_file(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            weights.insert(name, digest);
         }
     }
     let row = read_record(&run.join("record.json"))?.result;

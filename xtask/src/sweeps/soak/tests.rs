@@ -10,7 +10,7 @@ const ARGUMENTS: &str = "SOAK_ARGUMENTS";
 fn trainer(fault: &str) -> impl Fn() -> Command {
     let fault = fault.to_owned();
     move || {
-        let mut command = shell("exec \"$0\" --exact sweeps::soak::tests::plays_the_trainer");
+        let mut command = shell("exec \"$0\" --ignored --exact sweeps::soak::tests::plays_the_trainer");
         command.arg(std::env::current_exe().unwrap()).env(FAULT, &fault);
         command
     }
@@ -25,6 +25,7 @@ fn shell(script: &str) -> Command {
 
 /// Three epochs of two steps, with a checkpoint after each epoch and, if asked for, each first step.
 #[test]
+#[ignore = "no test, but the program that the tests start"]
 fn plays_the_trainer() {
     let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
     let fault = std::env::var(FAULT).unwrap();
@@ -173,17 +174,21 @@ fn a_trainer_that_forgets_its_checkpoints_is_found_out() {
     });
 }
 
+/// Why a round came to no end, and the round.
+fn failure(bench: &mut Bench<'_>, subject: &mut Subject<'_>) -> (String, Round) {
+    let mut round = Round::default();
+    let run = bench.dir.join("run");
+    match bench.start_until_finished(subject, &run, &mut round).unwrap() {
+        Some(Cut::Failed(problem)) => (problem, round),
+        _ => panic!("it cannot have finished"),
+    }
+}
+
 #[test]
 fn a_trainer_that_cannot_start_ends_its_model() {
-    let fails = || shell("echo 'error: no room' >&2; exit 3");
-    rounds(&fails, |bench, subject| {
+    rounds(&|| shell("echo 'error: no room' >&2; exit 3"), |bench, subject| {
         subject.time = Duration::from_secs(3600);
-        let mut round = Round::default();
-        let run = bench.dir.join("run");
-        let Some(Cut::Failed(problem)) = bench.start_until_finished(subject, &run, &mut round).unwrap()
-        else {
-            panic!("it cannot have finished");
-        };
+        let (problem, _) = failure(bench, subject);
         assert_eq!(problem, "the trainer ended with exit code 3: error: no room");
         bench.one_round(subject).unwrap();
         assert_eq!((bench.tally.bad, subject.kills), (1, u32::MAX));
@@ -192,15 +197,9 @@ fn a_trainer_that_cannot_start_ends_its_model() {
 
 #[test]
 fn a_trainer_that_gets_nowhere_is_given_up() {
-    let sleeps = || shell("exec sleep 60");
-    rounds(&sleeps, |bench, subject| {
+    rounds(&|| shell("exec sleep 60"), |bench, subject| {
         subject.time = Duration::from_micros(10);
-        let mut round = Round::default();
-        let run = bench.dir.join("run");
-        let Some(Cut::Failed(problem)) = bench.start_until_finished(subject, &run, &mut round).unwrap()
-        else {
-            panic!("it cannot have finished");
-        };
+        let (problem, round) = failure(bench, subject);
         assert_eq!(problem, "30 starts in a row left no newer checkpoint");
         assert_eq!(round.kills.len(), 30);
     });
