@@ -1,13 +1,16 @@
 //! `check`: everything a change has to pass besides the tests.
 
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::check::sources::sources;
 use crate::machine::libtorch::{self, FlavorChoice};
 use crate::process::{Place, cargo, ending, note, output, say};
 
@@ -159,41 +162,35 @@ fn violations(metadata: &Value) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// What every batch passes, besides all of data-cifar.
-const BATCH_PATH: [&str; 6] =
-    ["ema.rs", "evaluate.rs", "fit.rs", "loss.rs", "optimizer.rs", "presentation.rs"];
+/// What every batch passes in the trainer, besides all of data-cifar.
+const BATCH_PATH: [&str; 6] = ["ema", "evaluate", "fit", "loss", "optimizer", "presentation"];
 
 /// What a tensor made on the host in there must say above it.
 const ON_THE_HOST: &str = "// On the host: ";
 
 /// Places where a batch might wait for its device: a tensor copied there from memory that is not pinned.
 fn host_tensors(place: &Place) -> Result<Vec<String>> {
-    let trainer = place.root.join("crates/trainer/src");
-    let mut files: Vec<PathBuf> = BATCH_PATH.iter().map(|name| trainer.join(name)).collect();
-    let data = place.root.join("crates/data-cifar/src");
-    for entry in fs::read_dir(&data).with_context(|| format!("cannot list {}", data.display()))? {
-        files.push(entry.with_context(|| format!("cannot list {}", data.display()))?.path());
-    }
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
-    files.sort();
     let mut found = Vec::new();
-    for file in files {
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let name = file.strip_prefix(&place.root).unwrap_or(&file).display();
-        found.extend(on_the_host(&text).into_iter().map(|line| {
-            format!(
-                "{name}:{line} makes a tensor on the host: use `upload`, or say why above it ({ON_THE_HOST}…)"
-            )
-        }));
+    for src in ["crates/trainer/src", "crates/data-cifar/src"] {
+        let mut files = sources(&place.root.join(src))?;
+        files.retain(|module, _| !src.contains("trainer") || BATCH_PATH.contains(&module[0].as_str()));
+        for (module, text) in files {
+            let file = module.join("/");
+            found.extend(on_the_host(&text).into_iter().map(|line| {
+                format!(
+                    "{src}/{file}.rs:{line} makes a tensor on the host: use `upload`, or say why above it ({ON_THE_HOST}…)"
+                )
+            }));
+        }
     }
     Ok(found)
 }
 
-/// Lines of a file, outside its tests and `upload`, that make a tensor on the host and do not say why.
+/// Lines of a file without its tests, outside `upload`, that make a tensor on the host and do not say why.
 fn on_the_host(text: &str) -> Vec<usize> {
     let mut found = Vec::new();
     let (mut in_upload, mut said) = (false, false);
-    for (index, line) in text.lines().take_while(|line| *line != "#[cfg(test)]").enumerate() {
+    for (index, line) in text.lines().enumerate() {
         in_upload = line.contains("fn upload<") || (in_upload && line != "}");
         if line.contains("from_slice(") && line.contains("Tensor::") && !in_upload && !said {
             found.push(index + 1);
@@ -325,9 +322,6 @@ fn upload<T>(values: &[T]) -> Tensor {
 fn after() -> Tensor {
     Tensor::from_slice(&[1])
 }
-
-#[cfg(test)]
-mod tests { fn any() { Tensor::from_slice(&[1]); } }
 ";
         assert_eq!(on_the_host(text), [2, 5, 14]);
     }
