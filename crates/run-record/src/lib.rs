@@ -1,5 +1,7 @@
 //! Plain data of a training run, shared by the trainer that writes it and by xtask that reads it.
 //!
+//! What is called how on the disk is in [`layout`].
+//!
 //! | on disk | type |
 //! | --- | --- |
 //! | `recipes/<preset>/<family>.toml`, `runs/*/recipe.toml` | [`Recipe`] |
@@ -14,6 +16,7 @@ mod augment;
 mod data;
 mod digest;
 mod disk;
+pub mod layout;
 mod optim;
 mod recipe;
 mod record;

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use run_record::{
-    DatasetName, STATUS_COMPLETE, STATUS_FAILED, STATUS_RUNNING, STATUS_STOPPED, duration, write_atomically,
+    DatasetName, STATUS_COMPLETE, STATUS_FAILED, STATUS_RUNNING, STATUS_STOPPED, duration, layout,
+    write_atomically,
 };
 
 use crate::machine::datasets::{CIFAR10, CIFAR100};
@@ -98,12 +99,12 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     fn run_dir(&self, model: &str, seed: u64) -> PathBuf {
-        self.results.join("runs").join(format!("{model}--{}--s{seed}", self.preset))
+        self.results.join(layout::RUNS).join(format!("{model}--{}--s{seed}", self.preset))
     }
 
     /// Whether the runs after a failed one would fail too: by its record, or because the card does not compute any more.
     fn is_device_lost(&self, trainer: impl FnOnce() -> Command, run: &Path) -> bool {
-        if read_record(&run.join("record.json")).is_ok_and(|record| record.result.device_failed()) {
+        if read_record(&run.join(layout::RECORD)).is_ok_and(|record| record.result.device_failed()) {
             return true;
         }
         let Some(device) = self.device.filter(|device| is_cuda(device)) else { return false };
@@ -272,14 +273,14 @@ fn train(trainers: &Trainers, command: &mut Command, model: &str, run: &Path, ag
 /// Returns the status a run's record ends with. A trainer that was killed could not write how it
 /// ended, so that is done here.
 fn settle(run: &Path, status: ExitStatus) -> Result<Option<String>> {
-    let path = run.join("record.json");
+    let path = run.join(layout::RECORD);
     if !path.exists() {
         return Ok(None);
     }
     let mut record = read_record(&path)?;
     // After a usage error nothing was started: the record is that of an earlier run. And a run that
     // another trainer holds the lock of is that one's to settle.
-    let held = File::open(run.join("run.lock")).is_ok_and(|lock| lock.try_lock().is_err());
+    let held = File::open(run.join(layout::LOCK)).is_ok_and(|lock| lock.try_lock().is_err());
     if record.result.status == STATUS_RUNNING && !held && !matches!(status.code(), Some(0 | 2)) {
         // A second Ctrl-C, or a signal before the trainer listened, stops a run without its saying so.
         record.result.status = if is_stop(exit_code(status)) {
@@ -335,7 +336,7 @@ mod tests {
         }
         let mut command = script(dir.path(), end);
         let code = train(&Trainers::default(), &mut command, "a", &run, "the same command");
-        (code, read_record(&run.join("record.json")).ok().map(|record| record.result.status))
+        (code, read_record(&run.join(layout::RECORD)).ok().map(|record| record.result.status))
     }
 
     #[test]
@@ -366,7 +367,7 @@ mod tests {
         let results = tempfile::tempdir().unwrap();
         write_record(results.path(), "run", &record("a", "quick", 0, STATUS_RUNNING));
         let run = results.path().join("runs/run");
-        let lock = File::create(run.join("run.lock")).unwrap();
+        let lock = File::create(run.join(layout::LOCK)).unwrap();
         lock.lock().unwrap();
         let refused = Command::new("false").status().unwrap();
         assert_eq!(settle(&run, refused).unwrap().as_deref(), Some(STATUS_RUNNING));
@@ -414,7 +415,7 @@ mod tests {
             tensorboard: true,
             ..Sweep::default()
         };
-        let runs = results.path().join("runs");
+        let runs = results.path().join(layout::RUNS);
         for seed in [2, 0] {
             for model in ["a_model", "b_model"] {
                 let name = format!("{model}--quick--s{seed}");

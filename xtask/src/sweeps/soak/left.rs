@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use run_record::{RunRecord, STATUS_COMPLETE, Select, sha256_file};
+use run_record::{RunRecord, STATUS_COMPLETE, Select, layout, sha256_file};
 
 use crate::report::read_record;
 
@@ -35,7 +35,7 @@ pub(super) fn left(run: &Path) -> Result<Left> {
             weights.insert(name, digest);
         }
     }
-    let row = read_record(&run.join("record.json"))?.result;
+    let row = read_record(&run.join(layout::RECORD))?.result;
     let numbers = vec![
         ("best_epoch", row.best_epoch.map(f64::from)),
         ("val_top1", row.val_top1),
@@ -43,7 +43,7 @@ pub(super) fn left(run: &Path) -> Result<Left> {
         ("test_top5", row.test_top5),
         ("test_loss", row.test_loss),
     ];
-    Ok(Left { weights, history: history(&run.join("history.csv"))?, numbers })
+    Ok(Left { weights, history: history(&run.join(layout::HISTORY))?, numbers })
 }
 
 fn history(path: &Path) -> Result<Vec<Vec<String>>> {
@@ -132,7 +132,7 @@ pub(super) struct Between {
 impl Between {
     pub(super) fn look(run: &Path) -> Result<Self> {
         let mut newest = None;
-        let checkpoints = run.join("checkpoints");
+        let checkpoints = run.join(layout::CHECKPOINTS);
         if checkpoints.is_dir() {
             let listing = || format!("cannot list {}", checkpoints.display());
             for entry in fs::read_dir(&checkpoints).with_context(listing)? {
@@ -140,7 +140,7 @@ impl Between {
                 newest = newest.max(position(&name).map(|position| (position, name)));
             }
         }
-        let path = run.join("record.json");
+        let path = run.join(layout::RECORD);
         let record = path.exists().then(|| read_record(&path)).transpose()?;
         let written = fs::metadata(&path).ok().map(|data| (data.ino(), data.modified().ok()));
         Ok(Self { newest, record, written })
@@ -282,10 +282,10 @@ mod tests {
             fs::create_dir(&run).unwrap();
             fs::write(run.join("last.safetensors"), weights).unwrap();
             let header = "epoch,train_loss,val_loss,images_per_second,train_seconds,val_seconds\n";
-            fs::write(run.join("history.csv"), format!("{header}{history}")).unwrap();
+            fs::write(run.join(layout::HISTORY), format!("{header}{history}")).unwrap();
             let mut record = record("a", "quick", 0, STATUS_COMPLETE);
             record.result.test_top1 = Some(top1);
-            fs::write(run.join("record.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+            fs::write(run.join(layout::RECORD), serde_json::to_vec(&record).unwrap()).unwrap();
             left(&run).unwrap()
         };
         let alone = leave("alone", "abc", "1,0.5,0.6,10,1,2\n2,0.4,0.5,10,1,2\n", 0.75);
