@@ -55,12 +55,13 @@ const SIZE_LIMIT: u64 = 1 << 20;
 pub(crate) fn check(place: &Place) -> Result<u8> {
     libtorch::ensure(place, FlavorChoice::Auto, None)?;
     type Step = (&'static str, fn(&Place) -> Outcome);
-    let steps: [Step; 6] = [
+    let steps: [Step; 7] = [
         ("formatting", |place| run(place, &["fmt", "--all", "--check"])),
         ("lints", |place| {
             run(place, &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])
         }),
-        ("licences and advisories", deny),
+        ("licences and sources", licences),
+        ("advisories", advisories),
         ("dependency directions", |place| outcome(dependency_directions(place))),
         ("stray files", stray_files),
         ("tensors of a batch on its device", |place| outcome(host_tensors(place))),
@@ -90,13 +91,33 @@ fn run(place: &Place, args: &[&str]) -> Outcome {
     }
 }
 
-fn deny(place: &Place) -> Outcome {
-    if output(cargo(place).args(["deny", "--version"])).is_none() {
-        return Outcome::Skipped(
-            "cargo-deny is not installed (cargo install --locked cargo-deny)".to_owned(),
-        );
+/// Why cargo-deny is not asked.
+fn no_deny(place: &Place) -> Option<Outcome> {
+    let why = "cargo-deny is not installed (cargo install --locked cargo-deny)";
+    output(cargo(place).args(["deny", "--version"])).is_none().then(|| Outcome::Skipped(why.to_owned()))
+}
+
+fn licences(place: &Place) -> Outcome {
+    let check = ["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
+    no_deny(place).unwrap_or_else(|| run(place, &check))
+}
+
+/// Apart from the others, because their database may be out of reach.
+fn advisories(place: &Place) -> Outcome {
+    if let Some(skipped) = no_deny(place) {
+        return skipped;
     }
-    run(place, &["deny", "check"])
+    match cargo(place).args(["deny", "check", "advisories"]).output() {
+        Ok(output) if output.status.success() => Outcome::Passed,
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            match said.lines().find(|line| line.contains("failed to fetch advisory database")) {
+                Some(_) => Outcome::Skipped("their database cannot be fetched".to_owned()),
+                None => Outcome::Failed(said.into_owned()),
+            }
+        }
+        Err(error) => Outcome::Failed(format!("cargo cannot be started: {error}")),
+    }
 }
 
 fn outcome(violations: Result<Vec<String>>) -> Outcome {
