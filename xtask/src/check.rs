@@ -1,14 +1,17 @@
 //! `check`: everything a change has to pass besides the tests.
 
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::libtorch::{self, FlavorChoice};
+use crate::check::sources::sources;
+use crate::machine::libtorch::{self, FlavorChoice};
 use crate::process::{Place, cargo, ending, note, output, say};
 
 /// How a step ended.
@@ -19,7 +22,7 @@ enum Outcome {
 }
 
 /// Top-level names a checkout may hold.
-const TOP_LEVEL: [&str; 19] = [
+const TOP_LEVEL: [&str; 20] = [
     ".cargo",
     ".ci",
     ".gitignore",
@@ -34,6 +37,7 @@ const TOP_LEVEL: [&str; 19] = [
     "datasets",
     "deny.toml",
     "docs",
+    "fuzz",
     "recipes",
     "rustfmt.toml",
     "xtask",
@@ -51,12 +55,13 @@ const SIZE_LIMIT: u64 = 1 << 20;
 pub(crate) fn check(place: &Place) -> Result<u8> {
     libtorch::ensure(place, FlavorChoice::Auto, None)?;
     type Step = (&'static str, fn(&Place) -> Outcome);
-    let steps: [Step; 6] = [
+    let steps: [Step; 7] = [
         ("formatting", |place| run(place, &["fmt", "--all", "--check"])),
         ("lints", |place| {
             run(place, &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])
         }),
-        ("licences and advisories", deny),
+        ("licences and sources", licences),
+        ("advisories", advisories),
         ("dependency directions", |place| outcome(dependency_directions(place))),
         ("stray files", stray_files),
         ("tensors of a batch on its device", |place| outcome(host_tensors(place))),
@@ -86,13 +91,33 @@ fn run(place: &Place, args: &[&str]) -> Outcome {
     }
 }
 
-fn deny(place: &Place) -> Outcome {
-    if output(cargo(place).args(["deny", "--version"])).is_none() {
-        return Outcome::Skipped(
-            "cargo-deny is not installed (cargo install --locked cargo-deny)".to_owned(),
-        );
+/// Why cargo-deny is not asked.
+fn no_deny(place: &Place) -> Option<Outcome> {
+    let why = "cargo-deny is not installed (cargo install --locked cargo-deny)";
+    output(cargo(place).args(["deny", "--version"])).is_none().then(|| Outcome::Skipped(why.to_owned()))
+}
+
+fn licences(place: &Place) -> Outcome {
+    let check = ["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
+    no_deny(place).unwrap_or_else(|| run(place, &check))
+}
+
+/// Apart from the others, because their database may be out of reach.
+fn advisories(place: &Place) -> Outcome {
+    if let Some(skipped) = no_deny(place) {
+        return skipped;
     }
-    run(place, &["deny", "check"])
+    match cargo(place).args(["deny", "check", "advisories"]).output() {
+        Ok(output) if output.status.success() => Outcome::Passed,
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            match said.lines().find(|line| line.contains("failed to fetch advisory database")) {
+                Some(_) => Outcome::Skipped("their database cannot be fetched".to_owned()),
+                None => Outcome::Failed(said.into_owned()),
+            }
+        }
+        Err(error) => Outcome::Failed(format!("cargo cannot be started: {error}")),
+    }
 }
 
 fn outcome(violations: Result<Vec<String>>) -> Outcome {
@@ -159,46 +184,35 @@ fn violations(metadata: &Value) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// What every batch passes, besides all of data-cifar.
-const BATCH_PATH: [&str; 6] =
-    ["ema.rs", "evaluate.rs", "fit.rs", "loss.rs", "optimizer.rs", "presentation.rs"];
+/// What every batch passes in the trainer, besides all of data-cifar.
+const BATCH_PATH: [&str; 6] = ["ema", "evaluate", "fit", "loss", "optimizer", "presentation"];
 
 /// What a tensor made on the host in there must say above it.
 const ON_THE_HOST: &str = "// On the host: ";
 
 /// Places where a batch might wait for its device: a tensor copied there from memory that is not pinned.
 fn host_tensors(place: &Place) -> Result<Vec<String>> {
-    let trainer = place.root.join("crates/trainer/src");
-    let mut files: Vec<PathBuf> = BATCH_PATH.iter().map(|name| trainer.join(name)).collect();
-    let mut folders = vec![place.root.join("crates/data-cifar/src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
-            let path = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
-        }
-    }
-    files.retain(|file| {
-        file.extension().is_some_and(|extension| extension == "rs") && !file.ends_with("tests.rs")
-    });
-    files.sort();
     let mut found = Vec::new();
-    for file in files {
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let name = file.strip_prefix(&place.root).unwrap_or(&file).display();
-        found.extend(on_the_host(&text).into_iter().map(|line| {
-            format!(
-                "{name}:{line} makes a tensor on the host: use `upload`, or say why above it ({ON_THE_HOST}…)"
-            )
-        }));
+    for src in ["crates/trainer/src", "crates/data-cifar/src"] {
+        let mut files = sources(&place.root.join(src))?;
+        files.retain(|module, _| !src.contains("trainer") || BATCH_PATH.contains(&module[0].as_str()));
+        for (module, text) in files {
+            let file = module.join("/");
+            found.extend(on_the_host(&text).into_iter().map(|line| {
+                format!(
+                    "{src}/{file}.rs:{line} makes a tensor on the host: use `upload`, or say why above it ({ON_THE_HOST}…)"
+                )
+            }));
+        }
     }
     Ok(found)
 }
 
-/// Lines of a file, outside its tests and `upload`, that make a tensor on the host and do not say why.
+/// Lines of a file without its tests, outside `upload`, that make a tensor on the host and do not say why.
 fn on_the_host(text: &str) -> Vec<usize> {
     let mut found = Vec::new();
     let (mut in_upload, mut said) = (false, false);
-    for (index, line) in text.lines().take_while(|line| *line != "#[cfg(test)]").enumerate() {
+    for (index, line) in text.lines().enumerate() {
         in_upload = line.contains("fn upload<") || (in_upload && line != "}");
         if line.contains("from_slice(") && line.contains("Tensor::") && !in_upload && !said {
             found.push(index + 1);
@@ -334,9 +348,6 @@ fn upload<T>(values: &[T]) -> Tensor {
 fn after() -> Tensor {
     Tensor::from_slice(&[1])
 }
-
-#[cfg(test)]
-mod tests { fn any() { Tensor::from_slice(&[1]); } }
 ";
         assert_eq!(on_the_host(text), [2, 5, 14]);
     }

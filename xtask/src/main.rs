@@ -4,26 +4,14 @@
 #[cfg(not(unix))]
 compile_error!("only Linux and macOS are supported");
 
-mod archive;
 mod check;
-mod child;
-mod datasets;
-mod disk;
-mod doctor;
-mod download;
-mod gpu;
-mod install;
-mod libtorch;
-mod pins;
-mod pip;
-mod presets;
+mod machine;
 mod process;
-mod progress;
 mod report;
-mod seeds;
-mod soak;
 mod summary;
-mod sweep;
+mod sweeps;
+mod test;
+mod trainer;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,11 +19,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
-use datasets::{CIFAR10, CIFAR100, Source};
-use libtorch::{ArchiveChoice, FlavorChoice};
-use process::{Place, Usage, cargo, note, say, show};
+use machine::{doctor, fetch, setup};
+use process::{Place, Usage, note, show};
+use sweeps::{soak, train_all};
 
 #[derive(Parser)]
 #[command(
@@ -54,7 +42,7 @@ struct Cli {
 enum Task {
     /// Provide libtorch; every command that needs it does this first
     #[command(after_help = "Example:\n  cargo xtask setup --flavor cpu")]
-    Setup(SetupArgs),
+    Setup(setup::Setup),
     /// Print what is found on this machine, what is wrong, and what mends it
     #[command(after_help = "Example:\n  cargo xtask doctor")]
     Doctor,
@@ -62,7 +50,7 @@ enum Task {
     #[command(after_help = "Examples:\n  cargo xtask fetch cifar10\n  \
                             cargo xtask fetch cifar10 --archive cifar-10-binary.tar.gz\n  \
                             cargo xtask fetch cifar10 --dir ~/data/cifar-10-batches-bin")]
-    Fetch(FetchArgs),
+    Fetch(fetch::Fetch),
     /// Train one model; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -75,7 +63,7 @@ enum Task {
         after_help = "Examples:\n  cargo xtask train-all\n  cargo xtask train-all --preset quick --models convmixer\n  \
                             cargo xtask train-all --seeds 0..3"
     )]
-    TrainAll(sweep::Sweep),
+    TrainAll(train_all::Sweep),
     /// Evaluate trained weights; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -140,62 +128,13 @@ enum Task {
     Check,
 }
 
-#[derive(Args)]
-struct SetupArgs {
-    /// Which build of libtorch
-    #[arg(long, value_enum, default_value_t)]
-    flavor: FlavorChoice,
-    /// An upstream libtorch zip to use instead of the wheels: a file or an http(s) address
-    #[arg(long, value_name = "FILE_OR_URL", requires = "sha256")]
-    archive: Option<String>,
-    /// Checksum of the archive
-    #[arg(long, value_name = "HEX", requires = "archive", value_parser = sha256)]
-    sha256: Option<String>,
-}
-
-#[derive(Args)]
-struct FetchArgs {
-    /// Which data set
-    #[arg(value_enum)]
-    dataset: Dataset,
-    /// The archive, downloaded already
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "dir"], group = "given")]
-    archive: Option<PathBuf>,
-    /// A mirror of the archive
-    #[arg(long, conflicts_with = "dir", group = "given")]
-    url: Option<String>,
-    /// A directory with the unpacked binary files, to be linked where it is
-    #[arg(long, conflicts_with = "sha256")]
-    dir: Option<PathBuf>,
-    /// Checksum of an archive that is not the official one
-    #[arg(long, value_name = "HEX", value_parser = sha256, requires = "given")]
-    sha256: Option<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Dataset {
-    Digits,
-    Cifar10,
-    Cifar100,
-}
-
-/// Arguments that go to another program as they are. They are accepted here, and taken from the
-/// process by [`passed`], because the parser drops a `--` among them.
+/// Arguments that go to another program as they are. They are accepted here, and taken from the process where they
+/// are passed on, because the parser drops a `--` among them.
 #[derive(Args)]
 struct Passed {
     /// Arguments of the program that is run
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
-}
-
-/// What follows the name of the command.
-fn passed() -> Vec<OsString> {
-    std::env::args_os().skip(2).collect()
-}
-
-fn sha256(text: &str) -> Result<String, String> {
-    let valid = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if valid { Ok(text.to_ascii_lowercase()) } else { Err("a SHA-256 is 64 hexadecimal digits".to_owned()) }
 }
 
 fn main() -> ExitCode {
@@ -230,58 +169,23 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<u8> {
     let place = Place::from_env()?;
     match task {
-        Task::Setup(args) => {
-            let archive =
-                args.archive.zip(args.sha256).map(|(source, sha256)| ArchiveChoice { source, sha256 });
-            let tree = libtorch::ensure(&place, args.flavor, archive.as_ref())?;
-            say(format!(
-                "libtorch {} ({}) is ready: {}",
-                libtorch::VERSION,
-                tree.flavor.as_str(),
-                tree.dir.display()
-            ));
-            Ok(0)
-        }
+        Task::Setup(args) => setup::setup(&place, args),
         Task::Doctor => doctor::doctor(&place),
-        Task::Fetch(args) => fetch(&place, args),
-        Task::Train(_) => in_trainer(&place, "train"),
-        Task::Evaluate(_) => in_trainer(&place, "evaluate"),
-        Task::List(_) => in_trainer(&place, "list"),
-        Task::Summary(_) => in_trainer(&place, "summary"),
-        Task::Forward(_) => in_trainer(&place, "forward"),
-        Task::Inspect(_) => in_trainer(&place, "inspect"),
-        Task::Init(_) => in_trainer(&place, "init"),
-        Task::Device(_) => in_trainer(&place, "device"),
-        Task::TrainAll(args) => sweep::train_all(&place, &args),
+        Task::Fetch(args) => fetch::fetch(&place, &args),
+        Task::Train(_)
+        | Task::Evaluate(_)
+        | Task::List(_)
+        | Task::Summary(_)
+        | Task::Forward(_)
+        | Task::Inspect(_)
+        | Task::Init(_)
+        | Task::Device(_) => trainer::become_trainer(&place),
+        Task::TrainAll(args) => train_all::train_all(&place, &args),
         Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
         Task::Soak(args) => soak::soak(&place, &args),
-        Task::Test(_) => {
-            libtorch::ensure(&place, FlavorChoice::Auto, None)?;
-            let mut tests = cargo(&place);
-            place.find_libraries(&mut tests);
-            process::run_cargo(tests.args(["test", "--release", "--workspace"]).args(passed()))
-        }
+        Task::Test(_) => test::test(&place),
         Task::Check => check::check(&place),
     }
-}
-
-fn in_trainer(place: &Place, command: &str) -> Result<u8> {
-    libtorch::ensure(place, FlavorChoice::Auto, None)?;
-    process::become_trainer(place, command, &passed())
-}
-
-fn fetch(place: &Place, args: FetchArgs) -> Result<u8> {
-    let source = Source { archive: args.archive, url: args.url, dir: args.dir, sha256: args.sha256 };
-    let layout = match args.dataset {
-        Dataset::Cifar10 => &CIFAR10,
-        Dataset::Cifar100 => &CIFAR100,
-        Dataset::Digits => {
-            say("digits come with the project, in datasets/digits: there is nothing to fetch");
-            return Ok(0);
-        }
-    };
-    datasets::fetch(place, layout, &source)?;
-    Ok(0)
 }
 
 #[cfg(test)]

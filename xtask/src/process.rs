@@ -5,6 +5,8 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use run_record::{visible, visible_lines};
@@ -79,6 +81,9 @@ impl Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// Whoever waits for longer says what for.
+pub(crate) const SILENCE: Duration = Duration::from_secs(1);
+
 /// Prints a line of results on stdout, with [`visible`] names. A reader that stopped listening (`| head`) is no error.
 pub(crate) fn say(line: impl Display) {
     show(visible(&line.to_string()));
@@ -137,8 +142,25 @@ pub(crate) fn python() -> PathBuf {
 /// Runs cargo on our own terminal and returns the exit code to end with: 1 for any failure cargo
 /// reports, which has codes of its own for them.
 pub(crate) fn run_cargo(command: &mut Command) -> Result<u8> {
-    let status = command.status().with_context(|| cannot_start(command))?;
-    Ok(if status.code().is_some() { u8::from(!status.success()) } else { exit_code(status) })
+    Ok(code_of_cargo(command.status().with_context(|| cannot_start(command))?))
+}
+
+fn code_of_cargo(status: ExitStatus) -> u8 {
+    if status.code().is_some() { u8::from(!status.success()) } else { exit_code(status) }
+}
+
+/// The same, and says what it is about if that takes its time.
+pub(crate) fn run_quiet_cargo(command: &mut Command, about: &str) -> Result<u8> {
+    let mut child = command.arg("--quiet").spawn().with_context(|| cannot_start(command))?;
+    let start = Instant::now();
+    while start.elapsed() < SILENCE && matches!(child.try_wait(), Ok(None)) {
+        thread::sleep(Duration::from_millis(5));
+    }
+    if matches!(child.try_wait(), Ok(None)) {
+        note(about);
+    }
+    let status = child.wait().context("cannot wait for cargo")?;
+    Ok(code_of_cargo(status))
 }
 
 /// A child's stdout, trimmed; `None` when it cannot be started or fails.
@@ -169,32 +191,6 @@ pub(crate) fn ending(status: ExitStatus) -> String {
         (Some(code), None) => format!("ended with exit code {code}"),
         (None, None) => "ended in an unknown way".to_owned(),
     }
-}
-
-/// Builds the trainer in release mode. All members are resolved together, as the tests are, so
-/// that one set of compiled dependencies serves both.
-pub(crate) fn build_trainer(place: &Place) -> Result<u8> {
-    let mut command = cargo(place);
-    command.args(["build", "--release", "--workspace", "--bin", "trainer"]);
-    if place.trainer().exists() {
-        command.arg("--quiet");
-    } else {
-        note("building the trainer; the first time takes some minutes");
-    }
-    run_cargo(&mut command)
-}
-
-/// Becomes the trainer: its exit code and its handling of Ctrl-C are then ours.
-pub(crate) fn become_trainer(place: &Place, command: &str, args: &[std::ffi::OsString]) -> Result<u8> {
-    use std::os::unix::process::CommandExt;
-    let code = build_trainer(place)?;
-    if code != 0 {
-        return Ok(code);
-    }
-    let mut trainer = place.trainer_command();
-    trainer.arg(command).args(args);
-    let error = trainer.exec();
-    Err(error).with_context(|| cannot_start(&trainer))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use assert_cmd::Command;
@@ -10,6 +11,11 @@ use assert_cmd::Command;
 /// xtask in a workspace and with a cache of its own, without anything of the user's.
 fn xtask(dir: &Path) -> Command {
     let mut command = Command::cargo_bin("xtask").unwrap();
+    in_workspace(&mut command, dir);
+    command
+}
+
+fn in_workspace<'a>(command: &'a mut Command, dir: &Path) -> &'a mut Command {
     command
         .current_dir(dir)
         .env("CARGO_MANIFEST_DIR", dir.join("xtask"))
@@ -17,8 +23,7 @@ fn xtask(dir: &Path) -> Command {
         .env("CUDA_VISIBLE_DEVICES", "-1")
         .env("RUST_BACKTRACE", "1")
         .env_remove("LIBTORCH")
-        .env_remove("LIBTORCH_USE_PYTORCH");
-    command
+        .env_remove("LIBTORCH_USE_PYTORCH")
 }
 
 fn workspace() -> tempfile::TempDir {
@@ -104,10 +109,9 @@ fn a_standard_error_that_cannot_be_written_changes_nothing() {
             continue; // macOS has none
         }
         let program = assert_cmd::cargo::cargo_bin!("xtask").display();
-        let mut shell = std::process::Command::new("sh");
+        let mut shell = Command::new("sh");
         shell.args(["-c", &format!("exec '{program}' report {redirection}")]);
-        shell.current_dir(dir.path()).env("CARGO_MANIFEST_DIR", dir.path().join("xtask"));
-        let output = shell.env("COMPACT_VISION_CACHE", dir.path().join("cache")).output().unwrap();
+        let output = in_workspace(&mut shell, dir.path()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{redirection}");
         assert_eq!(output.stdout, plain.stdout, "{redirection}");
     }
@@ -118,15 +122,34 @@ fn a_limit_on_the_size_of_files_is_an_error_like_a_full_disk() {
     let dir = workspace();
     fs::create_dir_all(dir.path().join("results")).unwrap();
     let program = assert_cmd::cargo::cargo_bin!("xtask").display();
-    let mut shell = std::process::Command::new("sh");
+    let mut shell = Command::new("sh");
     shell.args(["-c", &format!("ulimit -f 0; exec '{program}' report")]);
-    shell.current_dir(dir.path()).env("CARGO_MANIFEST_DIR", dir.path().join("xtask"));
-    let output = shell.env("COMPACT_VISION_CACHE", dir.path().join("cache")).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
+    let (code, said) = outcome(in_workspace(&mut shell, dir.path()));
+    assert_eq!(code, Some(1), "{said}");
     assert_one_error_line(&said);
     assert!(said.contains("results.csv") && said.contains("too large"), "{said}");
     assert_eq!(fs::read_dir(dir.path().join("results")).unwrap().count(), 0, "nothing half-written is left");
+}
+
+#[test]
+fn a_file_system_that_takes_no_more_while_unpacking_is_one_error_and_nothing_is_left() {
+    let dir = workspace();
+    let path = dir.path().join("libtorch.zip");
+    let mut zip = zip::ZipWriter::new(fs::File::create(&path).unwrap());
+    zip.start_file("libtorch/lib/libtorch_cpu.so", zip::write::SimpleFileOptions::default()).unwrap();
+    zip.write_all(&[1; 1 << 20]).unwrap();
+    zip.finish().unwrap();
+    let program = assert_cmd::cargo::cargo_bin!("xtask").display();
+    let sha256 = run_record::sha256_file(&path).unwrap();
+    let setup = format!("setup --archive {} --sha256 {sha256}", path.display());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("ulimit -f 64; exec '{program}' {setup}")]);
+    let (code, stderr) = outcome(in_workspace(&mut shell, dir.path()));
+    assert_eq!(code, Some(1), "{stderr}");
+    let last = stderr.lines().last().unwrap();
+    assert!(last.starts_with("error: ") && last.contains("File too large"), "{stderr}");
+    assert!(last.contains("lib/libtorch_cpu.so"), "{stderr}");
+    assert_eq!(fs::read_dir(dir.path().join("cache/libtorch")).unwrap().count(), 0);
 }
 
 #[test]
@@ -143,6 +166,24 @@ fn a_python_that_is_missing_is_one_line_too() {
     assert!(!dir.path().join(".libtorch").exists());
     // Nothing half-done is left beside the lock and the empty directory for entries.
     assert_eq!(fs::read_dir(dir.path().join("cache/libtorch")).unwrap().count(), 0);
+}
+
+#[test]
+fn without_curl_a_download_says_how_to_do_without() {
+    let dir = workspace();
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let (code, stderr) = outcome(xtask(dir.path()).args(["fetch", "cifar10"]).env("PATH", &empty));
+    assert_eq!(code, Some(1));
+    let last = stderr.lines().last().unwrap();
+    for part in
+        ["apt install curl", "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "--archive FILE"]
+    {
+        assert!(last.starts_with("error: ") && last.contains(part), "{part}: {stderr}");
+    }
+    let output = xtask(dir.path()).arg("doctor").env("PATH", &empty).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("PROBLEM  curl: ") && text.contains("mend it with: apt install curl"), "{text}");
 }
 
 #[test]

@@ -1,0 +1,7 @@
+//! Many trainings in a row: those of a preset and its seeds, and those that are killed on purpose.
+
+mod child;
+mod presets;
+mod seeds;
+pub(crate) mod soak;
+pub(crate) mod train_all;
