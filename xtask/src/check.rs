@@ -1,5 +1,6 @@
 //! `check`: everything a change has to pass besides the tests.
 
+mod house;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +56,7 @@ const SIZE_LIMIT: u64 = 1 << 20;
 pub(crate) fn check(place: &Place) -> Result<u8> {
     libtorch::ensure(place, FlavorChoice::Auto, None)?;
     type Step = (&'static str, fn(&Place) -> Outcome);
-    let steps: [Step; 7] = [
+    let steps: [Step; 9] = [
         ("formatting", |place| run(place, &["fmt", "--all", "--check"])),
         ("lints", |place| {
             run(place, &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])
@@ -63,6 +64,8 @@ pub(crate) fn check(place: &Place) -> Result<u8> {
         ("licences and sources", licences),
         ("advisories", advisories),
         ("dependency directions", |place| outcome(dependency_directions(place))),
+        ("circles between files", |place| outcome(house::circles(&place.root))),
+        ("lengths of files", |place| outcome(house::long_files(&place.root))),
         ("stray files", stray_files),
         ("tensors of a batch on its device", |place| outcome(host_tensors(place))),
     ];
