@@ -5,7 +5,7 @@ use std::fs;
 
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
-use trainer::checkpoint::{Position, load};
+use trainer::run::checkpoint::{Position, load};
 
 fuzz_target!(|body: &[u8]| {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -15,7 +15,7 @@ fuzz_target!(|body: &[u8]| {
     let digest: String = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
     let sealed = [body, format!(",\n  \"sha256\": \"{digest}\"\n}}\n").as_bytes()].concat();
     fs::write(path.join("manifest.json"), sealed).expect("a file in it");
-    if let Ok(checkpoint) = load(directory.path(), position) {
+    if let Ok(checkpoint) = load(directory.path(), position, &[]) {
         assert_eq!(checkpoint.position, position);
     }
 });

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use run_record::FieldValue;
 use trainer::Error;
-use trainer::progress::show;
-use trainer::recipes::{self, Resolved};
-use trainer::registry::{self, Architecture};
-use trainer::signals::Stop;
+use trainer::process::progress::show;
+use trainer::run::recipes::{self, Resolved};
+use trainer::network::registry::{self, Architecture};
+use trainer::process::signals::Stop;
 
 #[derive(Debug, clap::Args)]
 pub struct NetworkArgs {

@@ -5,8 +5,8 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use trainer::progress::{note, show};
-use trainer::{Error, error, signals};
+use trainer::process::progress::{note, show};
+use trainer::{Error, error, process::signals};
 
 use commands::{device, evaluate, forward, init, inspect, list, summary, train};
 

@@ -7,8 +7,8 @@ use std::process::Output;
 
 use assert_cmd::Command;
 use tch::{Device, Kind, Tensor};
-use trainer::weights::{Head, WeightsFile, load, tensors_to_bytes};
-use trainer::{Error, registry};
+use trainer::network::weights::{Head, WeightsFile, load, tensors_to_bytes};
+use trainer::{Error, network::registry};
 
 const NETWORK: [&str; 5] = ["vit_reference", "--image-size", "24", "--set", "model.depth=1"];
 

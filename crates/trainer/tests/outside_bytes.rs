@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use run_record::FieldValue;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use trainer::registry::{self, Architecture};
-use trainer::weights::{self, Card, Head, WeightsFile};
+use trainer::network::registry::{self, Architecture};
+use trainer::network::weights::{self, Card, Head, WeightsFile};
 
 /// A small network of each family whose checkpoints have names or shapes of their own.
 const SMALL: [(&str, &[(&str, i64)]); 4] = [

@@ -13,7 +13,7 @@ use image::{Rgb, RgbImage};
 use runs::{error_line, stdout, trainer};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
-use trainer::weights::tensors_to_bytes;
+use trainer::network::weights::tensors_to_bytes;
 
 const RECIPE: &str = r#"
 model = { name = "convmixer_reference", depth = 1, embed_dim = 8, patch_size = 1 }

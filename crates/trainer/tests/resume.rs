@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use runs::{error_line, history, record, root, stdout, trainer};
-use trainer::checkpoint::{self, Draft, Position};
+use trainer::run::checkpoint::{self, Draft, Position};
 
 /// A small network of each architecture, with everything random left in, and each with another optimiser or
 /// something else that has a state.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use core_layers::{Model, trace};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use trainer::registry::{self, Architecture, FAMILIES};
-use trainer::weights::{self, Head};
+use trainer::network::registry::{self, Architecture, FAMILIES};
+use trainer::network::weights::{self, Head};
 
 /// What a variant may cost to be checked every time; the others are checked on demand.
 const PARAMETERS: u64 = 35_000_000;

@@ -2,9 +2,9 @@
 
 use run_record::machine;
 use tch::{Kind, Tensor};
-use trainer::memory::in_words;
-use trainer::progress::say;
-use trainer::{Error, environment};
+use trainer::process::memory::in_words;
+use trainer::process::progress::say;
+use trainer::{Error, process::environment};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

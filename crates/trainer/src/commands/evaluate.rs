@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use data_cifar::ChannelStats;
 use tch::nn::VarStore;
-use trainer::data::{self, Part, Purpose, Source};
-use trainer::evaluate::evaluate;
-use trainer::memory::Budget;
-use trainer::presentation::Presentation;
-use trainer::progress::{note, say};
-use trainer::weights::{self, Card, Head, WeightsFile};
-use trainer::{Error, environment, recipes};
+use trainer::data::source::{self, Part, Purpose, Source};
+use trainer::run::evaluate::evaluate;
+use trainer::process::memory::Budget;
+use trainer::data::presentation::Presentation;
+use trainer::process::progress::{note, say};
+use trainer::network::weights::{self, Card, Head, WeightsFile};
+use trainer::{Error, process::environment, run::recipes};
 
 use super::{DataArgs, listen};
 
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     drop(file);
 
     let DataArgs { data_dir, stream } = &args.data;
-    let listing = data::list(recipe, &root, data_dir.as_deref(), Purpose::Evaluation(classes))?;
+    let listing = source::list(recipe, &root, data_dir.as_deref(), Purpose::Evaluation(classes))?;
     listing.notes.iter().for_each(|text| note(text));
     let short = Budget::new(listing.bytes(), 0, device)?.short_of().is_some();
     let stream = listing.can_stream() && (*stream || short);

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use trainer::forward::forward;
-use trainer::progress::note;
-use trainer::weights::Head;
-use trainer::{Error, environment};
+use trainer::network::forward::forward;
+use trainer::process::progress::note;
+use trainer::network::weights::Head;
+use trainer::{Error, process::environment};
 
 use super::NetworkArgs;
 

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use tch::Device;
 use tch::nn::VarStore;
-use trainer::paths::check_output;
-use trainer::{Error, network, weights};
+use trainer::process::paths::check_output;
+use trainer::{Error, network::build, network::weights};
 
 use super::NetworkArgs;
 
@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     check_output(&args.output, &[])?;
     let architecture = args.network.architecture()?;
     let vs = VarStore::new(Device::Cpu);
-    network::seed_initial_weights(args.seed);
+    build::seed_initial_weights(args.seed);
     architecture.init(&vs.root())?;
     let bytes = weights::tensors_to_bytes(vs.variables().into_iter().collect(), None)?;
     run_record::write_atomically(&args.output, &bytes).map_err(Error::io(&args.output))

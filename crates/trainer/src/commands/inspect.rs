@@ -4,13 +4,13 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
-use trainer::data::{self, Part, Purpose};
-use trainer::inspect::{Shown, sheet, summarize};
-use trainer::memory::Budget;
-use trainer::paths::check_output;
-use trainer::progress::{note, show};
-use trainer::recipes::{self, Resolved};
-use trainer::{Error, environment};
+use trainer::data::source::{self, Part, Purpose};
+use trainer::data::inspect::{Shown, sheet, summarize};
+use trainer::process::memory::Budget;
+use trainer::process::paths::check_output;
+use trainer::process::progress::{note, show};
+use trainer::run::recipes::{self, Resolved};
+use trainer::{Error, process::environment};
 
 use super::{DataArgs, RecipeArgs, listen, say_json};
 
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     let Resolved { recipe, .. } = args.recipe.resolve(&root)?;
     let device = environment::device(device)?;
-    let listing = data::list(&recipe, &root, data_dir.as_deref(), Purpose::Training)?;
+    let listing = source::list(&recipe, &root, data_dir.as_deref(), Purpose::Training)?;
     listing.notes.iter().for_each(|text| note(text));
     let short = Budget::new(listing.bytes(), 0, device)?.short_of().is_some();
     let stream = listing.can_stream() && (*stream || short);

@@ -4,10 +4,10 @@ use core_layers::Facts;
 use serde::Serialize;
 use serde_json::Value;
 use trainer::Error;
-use trainer::progress::show;
-use trainer::registry::{self, Architecture};
-use trainer::summary::grouped;
-use trainer::table::table;
+use trainer::process::progress::show;
+use trainer::network::registry::{self, Architecture};
+use trainer::network::summary::grouped;
+use trainer::process::table::table;
 
 use super::say_json;
 

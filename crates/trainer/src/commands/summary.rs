@@ -1,7 +1,7 @@
 //! `summary`: a network layer by layer.
 
-use trainer::progress::show;
-use trainer::{Error, summary};
+use trainer::process::progress::show;
+use trainer::{Error, network::summary};
 
 use super::{NetworkArgs, say_json};
 

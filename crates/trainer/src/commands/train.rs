@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use trainer::keeper::Saving;
-use trainer::precision::{self, Precision};
-use trainer::progress::Output;
-use trainer::request::Request;
-use trainer::{Error, environment, outline, recipes, train};
+use trainer::run::keeper::Saving;
+use trainer::optim::precision::{self, Precision};
+use trainer::process::progress::Output;
+use trainer::run::request::Request;
+use trainer::{Error, process::environment, run::outline, run::recipes, run::train};
 
 use super::{RecipeArgs, listen};
 

@@ -12,8 +12,8 @@ use torch_ext::{
 };
 
 use crate::Error;
-use crate::registry::Architecture;
-use crate::weights;
+use crate::network::registry::Architecture;
+use crate::network::weights;
 
 /// The state's name of the number of updates.
 const STEP: &str = "step";

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::Error;
-use crate::data::Part;
-use crate::loss::loss;
-use crate::presentation::Presentation;
-use crate::signals::Stop;
+use crate::data::source::Part;
+use crate::optim::loss::loss;
+use crate::data::presentation::Presentation;
+use crate::process::signals::Stop;
 
 /// Means over images.
 #[derive(Debug, Clone, Copy, PartialEq)]

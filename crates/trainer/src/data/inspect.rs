@@ -8,10 +8,10 @@ use run_record::Recipe;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::contact_sheet::{Pair, contact_sheet};
-use crate::data::{ClassCounts, Part, Source};
-use crate::presentation::Presentation;
-use crate::{Error, table};
+use crate::data::contact_sheet::{Pair, contact_sheet};
+use crate::data::source::{ClassCounts, Part, Source};
+use crate::data::presentation::Presentation;
+use crate::{Error, process::table};
 
 /// What a data set holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]

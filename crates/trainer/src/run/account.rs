@@ -4,13 +4,13 @@ use run_record::{
     EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, duration, machine,
 };
 
-use crate::data::Source;
-use crate::evaluate::Metrics;
-use crate::plan::Plan;
-use crate::recipes::{self, Resolved};
-use crate::request::Request;
-use crate::run_dir::Found;
-use crate::{Error, environment};
+use crate::data::source::Source;
+use crate::run::evaluate::Metrics;
+use crate::run::plan::Plan;
+use crate::run::recipes::{self, Resolved};
+use crate::run::request::Request;
+use crate::run::directory::Found;
+use crate::{Error, process::environment};
 
 /// What a run that reached its end measured.
 #[derive(Debug)]

@@ -8,20 +8,20 @@ use run_record::{Recipe, duration};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use crate::data::ClassCounts;
-use crate::fit::update;
-use crate::inspect::table;
-use crate::memory::in_words;
-use crate::plan::Plan;
-use crate::presentation::Presentation;
-use crate::progress::{Output, say, show as show_lines};
-use crate::request::Request;
-use crate::run_dir::Found;
-use crate::schedule::LearningRate;
-use crate::signals::Stop;
-use crate::state::State;
-use crate::summary::grouped;
-use crate::{Error, environment};
+use crate::data::source::ClassCounts;
+use crate::run::fit::update;
+use crate::data::inspect::table;
+use crate::process::memory::in_words;
+use crate::run::plan::Plan;
+use crate::data::presentation::Presentation;
+use crate::process::progress::{Output, say, show as show_lines};
+use crate::run::request::Request;
+use crate::run::directory::Found;
+use crate::optim::schedule::LearningRate;
+use crate::process::signals::Stop;
+use crate::run::state::State;
+use crate::network::summary::grouped;
+use crate::{Error, process::environment};
 
 /// What a run would do.
 #[derive(Debug, Clone, PartialEq, Serialize)]

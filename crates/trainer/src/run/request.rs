@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use tch::Device;
 
-use crate::keeper::Saving;
-use crate::precision::Precision;
-use crate::progress::Output;
-use crate::recipes::Resolved;
+use crate::run::keeper::Saving;
+use crate::optim::precision::Precision;
+use crate::process::progress::Output;
+use crate::run::recipes::Resolved;
 
 /// What `train` was asked for.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct Request {
     pub device: Device,
     /// Arithmetic of a training step.
     pub precision: Precision,
-    /// Whether only deterministic algorithms run; see [`deterministic`](crate::environment::deterministic).
+    /// Whether only deterministic algorithms run; see [`deterministic`](crate::process::environment::deterministic).
     pub deterministic: bool,
     /// Run directory, if not the default one.
     pub out: Option<PathBuf>,

@@ -8,7 +8,7 @@ use run_record::FieldValue;
 use tch::{Device, Tensor, nn};
 
 use super::*;
-use crate::registry;
+use crate::network::registry;
 
 fn network(classes: i64) -> (VarStore, Architecture) {
     let fields = [("embed_dim", 8), ("depth", 1), ("num_classes", classes)];
@@ -21,7 +21,7 @@ fn network(classes: i64) -> (VarStore, Architecture) {
 
 fn card(architecture: &Architecture) -> Card {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let recipe = crate::recipes::from_preset(&root, "quick", "convmixer_reference", &[]).unwrap().recipe;
+    let recipe = crate::run::recipes::from_preset(&root, "quick", "convmixer_reference", &[]).unwrap().recipe;
     Card {
         model: architecture.model.clone(),
         family: architecture.facts.family.to_owned(),

@@ -10,16 +10,16 @@ use tch::{Device, Tensor};
 use torch_ext::foreach_norm;
 
 use crate::Error;
-use crate::data::Part;
-use crate::evaluate::{Metrics, SavedSums, Sums, evaluate};
-use crate::keeper::Keeper;
-use crate::loss::loss;
-use crate::precision::Precision;
-use crate::presentation::{Presentation, Shown};
-use crate::progress::Progress;
-use crate::schedule::LearningRate;
-use crate::signals::Stop;
-use crate::state::{Counters, State};
+use crate::data::source::Part;
+use crate::run::evaluate::{Metrics, SavedSums, Sums, evaluate};
+use crate::run::keeper::Keeper;
+use crate::optim::loss::loss;
+use crate::optim::precision::Precision;
+use crate::data::presentation::{Presentation, Shown};
+use crate::process::progress::Progress;
+use crate::optim::schedule::LearningRate;
+use crate::process::signals::Stop;
+use crate::run::state::{Counters, State};
 
 /// Everything a run trains with.
 #[derive(Debug)]
@@ -281,8 +281,8 @@ fn not_finite(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{self, Purpose};
-    use crate::{network, recipes};
+    use crate::data::source::{self, Purpose};
+    use crate::{network::build, run::recipes};
     use std::path::Path;
 
     type Tensors = std::collections::BTreeMap<String, Tensor>;
@@ -312,9 +312,9 @@ mod tests {
         all.extend(sgd.map(|set| format!("optimizer.{set}")));
         all.push(format!("train.accumulate={accumulate}"));
         let recipe = &recipes::from_preset(&root, "quick", model, &all).unwrap().recipe;
-        let source = data::list(recipe, &root, None, Purpose::Training).unwrap();
+        let source = source::list(recipe, &root, None, Purpose::Training).unwrap();
         let source = source.read(recipe, false, &Stop::default(), &mut |_| {}).unwrap();
-        let architecture = network::architecture(recipe, Some(10)).unwrap();
+        let architecture = build::architecture(recipe, Some(10)).unwrap();
         let vs = VarStore::new(Device::Cpu);
         let network = architecture.init(&vs.root()).unwrap();
         // Other tests draw from the same generator.

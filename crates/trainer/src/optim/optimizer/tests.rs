@@ -1,7 +1,7 @@
 //! Against PyTorch's and timm's steps, and against a saved self.
 
 use super::*;
-use crate::registry;
+use crate::network::registry;
 use core_layers::weights::write_safetensors;
 use serde_json::Value;
 use tch::Device;

@@ -110,7 +110,7 @@ mod tests {
     fn recipe(model: &str, sets: &[&str]) -> Recipe {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        crate::recipes::from_preset(&root, "reference", model, &sets).unwrap().recipe
+        crate::run::recipes::from_preset(&root, "reference", model, &sets).unwrap().recipe
     }
 
     fn digits() -> ImageSet {

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use run_record::{EpochStats, duration, visible, visible_lines};
 use serde_json::{Value, json};
 
-use crate::state::State;
+use crate::run::state::State;
 
 /// Prints a line of results, with [`visible`] names. A reader that stopped listening (`| head`) is no reason to stop
 /// training.

@@ -14,12 +14,12 @@ use tch::Tensor;
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::checkpoint::{Checkpoint, Draft, Position};
-use crate::ema::Ema;
-use crate::evaluate::{SavedSums, Sums};
-use crate::optimizer::Optimizer;
-use crate::registry::Architecture;
-use crate::weights::{self, Card};
+use crate::run::checkpoint::{Checkpoint, Draft, Position};
+use crate::optim::ema::Ema;
+use crate::run::evaluate::{SavedSums, Sums};
+use crate::optim::optimizer::Optimizer;
+use crate::network::registry::Architecture;
+use crate::network::weights::{self, Card};
 
 /// The files of a checkpoint.
 const OPTIMIZER: &str = "optimizer.safetensors";

@@ -11,9 +11,9 @@ use run_record::{
 };
 use rustix::fs::{Access, access};
 
-use crate::precision::Precision;
-use crate::progress::Log;
-use crate::{Error, checkpoint, recipes, tensorboard};
+use crate::optim::precision::Precision;
+use crate::process::progress::Log;
+use crate::{Error, run::checkpoint, run::recipes, tensorboard::events};
 
 /// The files of a run, besides the lock.
 const FILES: [&str; 6] = [RECORD, RECIPE, HISTORY, BEST, LAST, LOG];
@@ -217,7 +217,7 @@ impl RunDir {
     fn clear(&self) -> Result<(), Error> {
         checkpoint::clear(&self.checkpoints())?;
         let boards = self.file(TENSORBOARD);
-        tensorboard::clear(&boards).map_err(Error::io(&boards))?;
+        events::clear(&boards).map_err(Error::io(&boards))?;
         // The record last: without it the rest would belong to nobody.
         for name in FILES.iter().rev() {
             let path = self.file(name);

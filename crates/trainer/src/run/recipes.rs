@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::Error;
-use crate::registry;
+use crate::network::registry;
 
 /// The preset of a run that follows no preset.
 const CUSTOM: &str = "custom";
@@ -306,7 +306,7 @@ mod tests {
             for entry in fs::read_dir(root().join("recipes").join(&preset)).unwrap() {
                 let path = entry.unwrap().path();
                 let recipe = from_file(&path, None, &[]).unwrap().recipe;
-                let network = crate::network::architecture(&recipe, None).unwrap();
+                let network = crate::network::build::architecture(&recipe, None).unwrap();
                 assert_eq!(
                     path.file_stem().unwrap().to_str(),
                     Some(network.facts.family),

@@ -10,19 +10,19 @@ use tch::Device;
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::data::{self, Listing, Purpose, Source};
-use crate::memory::{Budget, Limit, in_words};
-use crate::network::{architecture, check_batch_norm, network_bytes, seed_initial_weights};
-use crate::presentation::Presentation;
-use crate::recipes::Resolved;
-use crate::registry::Architecture;
-use crate::request::Request;
-use crate::run_dir::{self, Found, RunDir};
-use crate::schedule::LearningRate;
-use crate::signals::Stop;
-use crate::state::KEPT;
-use crate::weights::{self, Head, WeightsFile};
+use crate::run::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::data::source::{self, Listing, Purpose, Source};
+use crate::process::memory::{Budget, Limit, in_words};
+use crate::network::build::{architecture, check_batch_norm, network_bytes, seed_initial_weights};
+use crate::data::presentation::Presentation;
+use crate::run::recipes::Resolved;
+use crate::network::registry::Architecture;
+use crate::run::request::Request;
+use crate::run::directory::{self, Found, RunDir};
+use crate::optim::schedule::LearningRate;
+use crate::process::signals::Stop;
+use crate::run::state::KEPT;
+use crate::network::weights::{self, Head, WeightsFile};
 
 /// A run that can begin, as far as can be known.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Plan {
         let path = request.run_path(&resolved.preset);
         let run = problems.take(RunDir::existing(&path)).flatten();
         if run.is_none() && problems.0.is_empty() {
-            problems.take(run_dir::check_place(&path));
+            problems.take(directory::check_place(&path));
         }
         // What a run began with need not be there any more.
         let earlier = run.as_ref().filter(|_| !request.fresh);
@@ -99,7 +99,7 @@ impl Plan {
         };
 
         let listing =
-            problems.take(data::list(recipe, &request.root, request.data_dir.as_deref(), Purpose::Training));
+            problems.take(source::list(recipe, &request.root, request.data_dir.as_deref(), Purpose::Training));
         if let Some(listing) = &listing {
             notes.extend(listing.notes.iter().cloned());
             let (faults, remarks) = listing.parts.judge(&listing.class_names, recipe);
@@ -109,7 +109,7 @@ impl Plan {
             problems.take(LearningRate::new(recipe, images).check());
         }
         let classes = listing.as_ref().map(|listing| listing.class_names.len() as i64);
-        let classes = classes.or(data::class_count(recipe.dataset));
+        let classes = classes.or(source::class_count(recipe.dataset));
         problems.take(Presentation::new(recipe, &ChannelStats::UNIT, classes.unwrap_or(2), Device::Cpu));
         let architecture = problems.take(architecture(recipe, classes));
 

@@ -8,24 +8,24 @@ use run_record::layout::{RECIPE, TENSORBOARD};
 use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine};
 use serde_json::json;
 
-use crate::account::{Finished, finish, new_record, verdict};
-use crate::board::Board;
-use crate::checkpoint::Checkpoint;
-use crate::data::{Part, Source};
-use crate::evaluate::evaluate;
-use crate::fit::{Job, fit};
-use crate::keeper::Keeper;
-use crate::plan::Plan;
-use crate::presentation::Presentation;
-use crate::progress::Progress;
-use crate::recipes::{self, Resolved};
-use crate::request::Request;
-use crate::run_dir::{Found, RunDir};
-use crate::signals::Stop;
-use crate::state::{Identity, Machine, State};
-use crate::summary::grouped;
-use crate::weights::{self, Card, Head};
-use crate::{Error, environment, error, inspect};
+use crate::run::account::{Finished, finish, new_record, verdict};
+use crate::tensorboard::board::Board;
+use crate::run::checkpoint::Checkpoint;
+use crate::data::source::{Part, Source};
+use crate::run::evaluate::evaluate;
+use crate::run::fit::{Job, fit};
+use crate::run::keeper::Keeper;
+use crate::run::plan::Plan;
+use crate::data::presentation::Presentation;
+use crate::process::progress::Progress;
+use crate::run::recipes::{self, Resolved};
+use crate::run::request::Request;
+use crate::run::directory::{Found, RunDir};
+use crate::process::signals::Stop;
+use crate::run::state::{Identity, Machine, State};
+use crate::network::summary::grouped;
+use crate::network::weights::{self, Card, Head};
+use crate::{Error, process::environment, error, data::inspect};
 
 /// Trains, tests and records one run, goes on with one that was stopped, or finds that it is already done.
 ///

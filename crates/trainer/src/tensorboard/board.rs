@@ -8,7 +8,7 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use crate::Error;
-use crate::tensorboard::{EventWriter, Histogram};
+use crate::tensorboard::events::{EventWriter, Histogram};
 
 /// A run's event file.
 #[derive(Debug)]

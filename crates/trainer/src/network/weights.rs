@@ -16,7 +16,7 @@ use serde_json::Value;
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::registry::{self, Architecture};
+use crate::network::registry::{self, Architecture};
 
 pub use bytes::{copy_exactly, tensor, tensors_to_bytes, to_bytes};
 pub use core_layers::weights::{Fit, Head, WeightsFile};

@@ -8,8 +8,8 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use crate::Error;
-use crate::registry::Architecture;
-use crate::table::table;
+use crate::network::registry::Architecture;
+use crate::process::table::table;
 
 /// One layer, in the order of the forward pass.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -153,7 +153,7 @@ pub fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry;
+    use crate::network::registry;
 
     #[test]
     fn numbers_are_grouped_in_threes() {

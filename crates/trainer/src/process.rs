@@ -1,0 +1,8 @@
+//! The process and its surroundings: terminal, signals, memory, files, the machine.
+
+pub mod environment;
+pub mod memory;
+pub mod paths;
+pub mod progress;
+pub mod signals;
+pub mod table;
