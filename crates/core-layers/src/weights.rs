@@ -19,7 +19,7 @@ use tch::nn::VarStore;
 use crate::ModelConfig;
 
 pub use error::{Mismatch, Misshapen, Problem, WeightsError};
-pub use file::{CARD_KEY, WeightsFile, floating};
+pub use file::{CARD_KEY, WeightsFile};
 pub use fit::{Fit, Head};
 pub use write::{WriteError, write_safetensors};
 

@@ -18,7 +18,6 @@ pub use augment::resample::{
     CropBox, center_crop, crop, crop_offset, draw_crop, mirrored_resized_crop, pad_crop, pil_resize,
     resized_crop,
 };
-pub use batches::at_once::step_bytes;
 pub use batches::device::DeviceSet;
 pub use batches::image_set::{Batch, Batches, ImageSet};
 pub use batches::order::repeated;

@@ -7,7 +7,7 @@ use std::process::Output;
 
 use assert_cmd::Command;
 use tch::{Device, Kind, Tensor};
-use trainer::network::weights::{Head, WeightsFile, load, tensors_to_bytes};
+use trainer::network::weights::{Head, WeightsFile, load, save};
 use trainer::{Error, network::registry};
 
 const NETWORK: [&str; 5] = ["vit_reference", "--image-size", "24", "--set", "model.depth=1"];
@@ -39,8 +39,7 @@ fn read_tensor(path: &Path, name: &str) -> Result<Tensor, Error> {
 }
 
 fn write(path: &Path, name: &str, tensor: Tensor) {
-    let bytes = tensors_to_bytes(BTreeMap::from([(name.to_owned(), tensor)]), None).expect("it is bytes");
-    fs::write(path, bytes).expect("the disk has room");
+    save(path, &BTreeMap::from([(name.to_owned(), tensor)])).expect("the disk has room");
 }
 
 /// Fresh weights and three images in a directory, and the place of the output.

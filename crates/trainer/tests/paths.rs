@@ -13,7 +13,7 @@ use image::{Rgb, RgbImage};
 use runs::{error_line, stdout, trainer};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
-use trainer::network::weights::tensors_to_bytes;
+use trainer::network::weights::save;
 
 const RECIPE: &str = r#"
 model = { name = "convmixer_reference", depth = 1, embed_dim = 8, patch_size = 1 }
@@ -102,8 +102,7 @@ impl Place {
         let made = made.expect("the trainer starts");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let images = Tensor::rand([2, 3, 8, 8], (Kind::Float, Device::Cpu));
-        let bytes = tensors_to_bytes([("input".to_owned(), images)].into(), None).expect("it is bytes");
-        fs::write(self.at("input.safetensors"), bytes).expect("it can be written");
+        save(&self.at("input.safetensors"), &[("input".to_owned(), images)].into()).expect("it can be written");
         (weights, self.at("input.safetensors"))
     }
 }
@@ -273,7 +272,7 @@ fn names_are_printed_as_text_only() {
     let inspected = place.run("inspect", &[]);
     assert!(inspected.status.success(), "{inspected:?}");
     let said = clean(&inspected);
-    assert!(said.lines().any(|line| line.starts_with(&format!("{ACTING_SHOWN} "))), "{said}");
+    assert!(said.lines().any(|line| line.starts_with(&format!("| {ACTING_SHOWN} "))), "{said}");
     assert!(said.lines().any(|line| line.starts_with("left out: ") && line.contains(ACTING_SHOWN)), "{said}");
     let json = place.run("inspect", &[os("--json")]);
     clean(&json);

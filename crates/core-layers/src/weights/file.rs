@@ -120,7 +120,7 @@ impl WeightsFile {
     }
 
     /// The file's bytes, those after the header read at the first call.
-    fn bytes(&self) -> Result<&[u8], WeightsError> {
+    pub(super) fn bytes(&self) -> Result<&[u8], WeightsError> {
         if let Some(bytes) = self.bytes.get() {
             return Ok(bytes);
         }
@@ -186,7 +186,7 @@ fn read_head(file: &mut (impl Read + Seek), size: u64) -> Result<(Vec<u8>, Metad
 }
 
 /// What libtorch calls a type of weights; `None` for one that is no floating type.
-pub fn floating(dtype: Dtype) -> Option<Kind> {
+pub(super) fn floating(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::F32 => Some(Kind::Float),
         Dtype::F64 => Some(Kind::Double),

@@ -124,6 +124,42 @@ impl WeightsFile {
             .map_err(|error| self.error(error))
     }
 
+    /// Copies the file's values into `tensors`, one at a time. The file must hold exactly these, under these names and with
+    /// these shapes, in any floating type; nothing is renamed, resampled or left out.
+    ///
+    /// # Errors
+    /// All missing, unexpected, misshapen and mistyped tensors at once; a file that can no longer be read. Nothing is then
+    /// copied. Or libtorch's refusal.
+    pub fn copy_to(&self, tensors: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
+        let mut contents: BTreeMap<String, _> =
+            self.contents().map(|(name, shape, dtype)| (name, (shape, dtype))).collect();
+        let mut mismatch = Mismatch::default();
+        for (name, tensor) in tensors {
+            let (name, want) = (name.clone(), tensor.size());
+            match contents.remove(&name) {
+                None => mismatch.missing.push(name),
+                Some((_, dtype)) if floating(dtype).is_none() => {
+                    mismatch.mistyped.push((name, format!("{dtype:?}")));
+                }
+                Some((shape, _)) if shape != want => {
+                    mismatch.misshapen.push(Misshapen { name, file: shape, network: want });
+                }
+                Some(_) => {}
+            }
+        }
+        mismatch.unexpected = contents.into_keys().collect();
+        if !mismatch.is_none() {
+            return Err(self.error(Problem::Mismatch(mismatch.into())));
+        }
+        self.bytes()?;
+        tch::no_grad(|| {
+            tensors.iter().try_for_each(|(name, tensor)| {
+                let saved = self.tensor(name)?;
+                tensor.shallow_clone().f_copy_(&saved).map_err(|error| self.error(error))
+            })
+        })
+    }
+
     /// Takes the head out of what is to be loaded and out of what was found, all of it or nothing: unless the two
     /// have the same tensors, none of the file's can be of the classes that are asked for.
     fn replace_head(

@@ -5,8 +5,6 @@
 const TOGETHER: usize = 3 << 20;
 /// Bytes of decoded batches that wait for the network, the one in the making aside.
 const WAITING: usize = 16 << 20;
-/// Bytes that are computed on the way for each byte of the images that are worked on together, at most.
-const WORK_PER_BYTE: usize = 32;
 
 /// Bytes of an image of `pixels` pixels.
 fn image_bytes(pixels: usize) -> usize {
@@ -29,27 +27,6 @@ pub(crate) fn waiting(batch_bytes: usize) -> usize {
     WAITING / batch_bytes.max(1)
 }
 
-/// About how many bytes of main memory the pictures of a training step take on the processor beside the set they come from:
-/// batches that were read, what is computed of them on the way, and what the network is shown.
-///
-/// `prefetch` is that of [`FolderIndex::stream`](crate::FolderIndex::stream), `None` for a set in memory. Pictures are stored
-/// and shown as squares of so many pixels a side.
-pub fn step_bytes(
-    batch_size: usize,
-    stored_side: usize,
-    image_size: usize,
-    prefetch: Option<usize>,
-) -> usize {
-    let (stored, shown) = (stored_side * stored_side, image_size * image_size);
-    let count = batch_size * batches(batch_size, stored, shown);
-    let read = count * image_bytes(stored);
-    // One is made into tensors, and one is in the making behind those that wait.
-    let reads = 2 + prefetch.map_or(0, |prefetch| 1 + prefetch.min(waiting(read)));
-    let worked_on = images(count, stored, shown).min(count) * image_bytes(stored.max(shown));
-    let floats = count * image_bytes(shown) * size_of::<f32>();
-    reads * read + WORK_PER_BYTE * worked_on + 2 * floats
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,19 +44,5 @@ mod tests {
         assert_eq!(images(4096, square(32), square(32)), 4096);
         assert_eq!(images(0, 0, 0), TOGETHER / 3);
         assert_eq!([8, 1].map(|count| waiting(count * image_bytes(square(1024)))), [0, 5]);
-    }
-
-    #[test]
-    fn a_step_takes_no_more_than_two_batches_in_floats_however_large_pictures_are_stored() {
-        for prefetch in [None, Some(4)] {
-            let grown =
-                |side| step_bytes(8, side, 32, prefetch).saturating_sub(step_bytes(8, 64, 32, prefetch));
-            for side in [64, 128, 256, 512, 1024] {
-                assert!(grown(side) <= 2 * 8 * 3 * 1024 * 1024 * 4, "{side}: {}", grown(side));
-            }
-            // What is shown counts in full.
-            let [one, two] = [64, 128].map(|batch_size| step_bytes(batch_size, 224, 224, prefetch));
-            assert!(two > one * 3 / 2, "{one} {two}");
-        }
     }
 }

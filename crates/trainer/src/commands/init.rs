@@ -28,6 +28,5 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let vs = VarStore::new(Device::Cpu);
     build::seed_initial_weights(args.seed);
     architecture.init(&vs.root())?;
-    let bytes = weights::tensors_to_bytes(vs.variables().into_iter().collect(), None)?;
-    run_record::write_atomically(&args.output, &bytes).map_err(Error::io(&args.output))
+    weights::save(&args.output, &vs.variables().into_iter().collect())
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use run_record::write_atomically;
 use tch::Device;
 use tch::nn::VarStore;
 
@@ -54,6 +53,6 @@ pub fn forward(
         let named = [("features", features), ("logits", logits)].into_iter().chain(attention);
         named.map(|(name, tensor)| (name.to_owned(), tensor)).collect::<BTreeMap<_, _>>()
     });
-    write_atomically(output, &weights::tensors_to_bytes(tensors, None)?).map_err(Error::io(output))?;
+    weights::save(output, &tensors)?;
     Ok(notes)
 }

@@ -1,24 +1,24 @@
 //! Weights as safetensors files: what this project's files say of themselves, and loading with the network's name in what is
 //! said. Reading and writing itself is [`core_layers::weights`].
 
-mod bytes;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use core_layers::weights::{CARD_KEY, Problem, WeightsError, shapes};
-use run_record::first_few;
+use core_layers::weights::{CARD_KEY, Problem, WeightsError, WriteError, shapes, write_safetensors};
+use run_record::{first_few, write_atomically_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tch::Tensor;
 use tch::nn::VarStore;
 
 use crate::Error;
 use crate::network::registry::{self, Architecture};
 
-pub use bytes::{copy_exactly, tensor, tensors_to_bytes, to_bytes};
 pub use core_layers::weights::{Fit, Head, WeightsFile};
 
 /// What a weights file says of itself, besides the tensors: as JSON under the metadata key
@@ -133,6 +133,18 @@ pub fn load_opened(
     })?;
     file.load(&fit, config, vs)?;
     Ok(fit.notes)
+}
+
+/// Replaces the file at `path` by a safetensors file of these tensors.
+///
+/// # Errors
+/// A tensor of a type that the format does not have, libtorch's refusal to copy one, or the disk's to take it.
+pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), Error> {
+    let fill = |out: &mut File| write_safetensors(out, tensors, &BTreeMap::new());
+    write_atomically_with(path, fill).map_err(|error| match error {
+        WriteError::Io(source) => Error::io(path)(source),
+        error => wrong(path, error.to_string()),
+    })
 }
 
 impl From<WeightsError> for Error {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use core_layers::weights::{Problem, WeightsError, WeightsFile};
 use run_record::{Algorithm, OptimizerRecipe};
-use safetensors::SafeTensors;
 use tch::nn::VarStore;
 use tch::{Kind, TchError, Tensor, no_grad};
 use torch_ext::{
@@ -13,7 +13,6 @@ use torch_ext::{
 
 use crate::Error;
 use crate::network::registry::Architecture;
-use crate::network::weights;
 
 /// The state's name of the number of updates.
 const STEP: &str = "step";
@@ -226,21 +225,20 @@ impl Optimizer {
     /// # Errors
     /// A tensor that is missing, unexpected or of another shape, by name, or a `step` that is no count; then nothing
     /// has changed.
-    pub fn load_state(&mut self, saved: &SafeTensors) -> Result<(), Error> {
-        let wrong =
-            |problem: String| Error::Training(format!("the optimiser's state does not fit: {problem}"));
+    pub fn load_state(&mut self, saved: &WeightsFile) -> Result<(), WeightsError> {
         let mut steps = self.steps;
         if let Ok(given) = saved.tensor(STEP)
-            && given.shape().is_empty()
+            && given.dim() == 0
         {
-            let count = weights::tensor(&given).map_err(wrong)?.f_double_value(&[])?;
+            let count = given.double_value(&[]);
             // f32 holds every whole number up to 2²⁴.
             if !(count >= 0.0 && count.fract() == 0.0 && count <= f64::from(1 << 24)) {
-                return Err(wrong(format!("{STEP} is {count}, expected a count of updates")));
+                let problem = format!("{STEP} is {count}, expected a count of updates");
+                return Err(WeightsError { path: saved.path().to_owned(), problem: Problem::File(problem) });
             }
             steps = count as u64;
         }
-        weights::copy_exactly(&self.state(), saved).map_err(wrong)?;
+        saved.copy_to(&self.state())?;
         self.steps = steps;
         Ok(())
     }

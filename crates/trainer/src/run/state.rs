@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use core_layers::weights::write_safetensors;
+use core_layers::weights::{WeightsError, WeightsFile, write_safetensors};
 use run_record::layout::CHECKPOINT_MODEL as MODEL;
 use run_record::{EpochStats, Recipe, TrainRecipe};
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::VarStore;
@@ -19,7 +18,7 @@ use crate::optim::ema::Ema;
 use crate::run::evaluate::{SavedSums, Sums};
 use crate::optim::optimizer::Optimizer;
 use crate::network::registry::Architecture;
-use crate::network::weights::{self, Card};
+use crate::network::weights::Card;
 
 /// The files of a checkpoint.
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -233,19 +232,14 @@ impl State {
             return Err(wrong(difference));
         }
         // A file at a time, whose bytes go before those of the next one are copied.
-        let mut read = |name: &str, fill: &mut dyn FnMut(&SafeTensors) -> Result<(), Error>| {
-            let bytes = file(name)?;
-            let tensors = SafeTensors::deserialize(&bytes);
-            fill(&tensors.map_err(|problem| wrong(format!("its {name}: {problem}")))?)
+        let mut read = |name: &str, fill: &mut dyn FnMut(&WeightsFile) -> Result<(), WeightsError>| {
+            let tensors = WeightsFile::from_bytes(Path::new(name), file(name)?);
+            tensors.and_then(|tensors| fill(&tensors)).map_err(|problem| wrong(format!("its {problem}")))
         };
-        let copy = |name: &str, tensors: &BTreeMap<String, Tensor>, saved: &SafeTensors| {
-            weights::copy_exactly(tensors, saved)
-                .map_err(|problem| wrong(format!("its {name} does not fit: {problem}")))
-        };
-        read(MODEL, &mut |saved| copy(MODEL, &tensors(vs), saved))?;
+        read(MODEL, &mut |saved| saved.copy_to(&tensors(vs)))?;
         read(OPTIMIZER, &mut |saved| self.optimizer.load_state(saved))?;
         if let Some(ema) = &self.ema {
-            read(EMA, &mut |saved| copy(EMA, &ema.state(), saved))?;
+            read(EMA, &mut |saved| saved.copy_to(&ema.state()))?;
         }
         self.kept = saved.kept;
         self.counters = saved.counters;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use core_layers::weights::CARD_KEY;
 use run_record::FieldValue;
 use tch::{Device, Tensor, nn};
 
@@ -36,12 +35,22 @@ fn card(architecture: &Architecture) -> Card {
     }
 }
 
+fn bytes(vs: &VarStore, metadata: BTreeMap<String, String>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_safetensors(&mut bytes, &vs.variables().into_iter().collect(), &metadata).unwrap();
+    bytes
+}
+
+fn described(vs: &VarStore, card: &Card) -> Vec<u8> {
+    bytes(vs, card.metadata().unwrap())
+}
+
 #[test]
 fn a_round_trip_keeps_every_value_and_the_card() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("best.safetensors");
     let (vs, architecture) = network(10);
-    fs::write(&path, to_bytes(&vs, &card(&architecture)).unwrap()).unwrap();
+    fs::write(&path, described(&vs, &card(&architecture))).unwrap();
     let file = WeightsFile::open(&path).unwrap();
     assert_eq!(Card::of(&file).unwrap(), card(&architecture));
 
@@ -60,7 +69,7 @@ fn every_mismatch_is_reported_and_nothing_is_changed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("best.safetensors");
     let (vs, architecture) = network(10);
-    fs::write(&path, to_bytes(&vs, &card(&architecture)).unwrap()).unwrap();
+    fs::write(&path, described(&vs, &card(&architecture))).unwrap();
 
     let (target, seven) = network(7);
     let _ = target.root().var("extra", &[1], nn::Init::Const(0.0));
@@ -76,7 +85,7 @@ fn damaged_files_are_errors_before_their_tensors_are_read() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("best.safetensors");
     let (vs, architecture) = network(10);
-    let bytes = to_bytes(&vs, &card(&architecture)).unwrap();
+    let bytes = described(&vs, &card(&architecture));
     let opened = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
         WeightsFile::open(&path).map(drop).map_err(|error| error.to_string())
@@ -134,7 +143,7 @@ fn what_is_hashed_is_what_is_loaded() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("best.safetensors");
     let (vs, architecture) = network(10);
-    let bytes = to_bytes(&vs, &card(&architecture)).unwrap();
+    let bytes = described(&vs, &card(&architecture));
     fs::write(&path, &bytes).unwrap();
     let (target, _) = network(10);
     let file = WeightsFile::open(&path).unwrap();
@@ -176,7 +185,7 @@ fn values_that_are_not_finite_are_found_by_tensor() {
         let _ = tensors["module.stem.2.running_var"].get(0).fill_(value);
         // A tensor that is not loaded may be anything.
         tensors.insert("module.stem.2.num_batches_tracked".into(), Tensor::from(f32::NAN));
-        fs::write(&path, tensors_to_bytes(tensors, None).unwrap()).unwrap();
+        save(&path, &tensors).unwrap();
         let message = load(&vs, &architecture, &path, Head::Same).unwrap_err().to_string();
         let names = "NaN or infinity in 2 of 20 tensors: module.head.bias, module.stem.2.running_var;";
         assert!(message.contains(names), "{kind}: {message}");
@@ -227,7 +236,7 @@ fn a_file_that_says_what_it_is_of_is_believed_in_the_message() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("best.safetensors");
     let (vs, architecture) = network(10);
-    fs::write(&path, to_bytes(&vs, &card(&architecture)).unwrap()).unwrap();
+    fs::write(&path, described(&vs, &card(&architecture))).unwrap();
     let (deep, deep_architecture) = {
         let fields = BTreeMap::from([("depth".to_owned(), FieldValue::Integer(2))]);
         let architecture = architecture.with_fields(&fields).unwrap();
@@ -255,7 +264,7 @@ fn reload(rename: impl Fn(&str) -> Vec<String>, head: Head<'_>, classes: i64) ->
             tensors.insert(new, &tensor + f64::from(copies));
         }
     }
-    fs::write(&path, tensors_to_bytes(tensors, None).unwrap()).unwrap();
+    save(&path, &tensors).unwrap();
     let (target, architecture) = network(classes);
     let before = target.variables()["head.weight"].copy();
     let notes = load(&target, &architecture, &path, head)?;
@@ -376,9 +385,8 @@ fn a_head_is_kept_for_the_same_classes_in_the_same_order() {
     let names = |names: &str| names.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let (vs, architecture) = network(7);
     let write = |card: Option<&str>| {
-        let metadata = card.map(|card| BTreeMap::from([(CARD_KEY.to_owned(), card.to_owned())]));
-        let tensors = vs.variables().into_iter().collect();
-        fs::write(&path, tensors_to_bytes(tensors, metadata).unwrap()).unwrap();
+        let metadata = card.map(|card| (CARD_KEY.to_owned(), card.to_owned()));
+        fs::write(&path, bytes(&vs, metadata.into_iter().collect())).unwrap();
     };
     // The notes, and whether the head is the file's.
     let started = |classes: &[String]| {
@@ -438,7 +446,7 @@ fn a_head_of_many_tensors_is_replaced_whole() {
     let (seven, three) = (nn::VarStore::new(Device::Cpu), nn::VarStore::new(Device::Cpu));
     multi(7).init(&seven.root()).unwrap();
     multi(3).init(&three.root()).unwrap();
-    fs::write(&path, tensors_to_bytes(seven.variables().into_iter().collect(), None).unwrap()).unwrap();
+    save(&path, &seven.variables().into_iter().collect()).unwrap();
     let value = |vs: &VarStore, name: &str| vs.variables()[name].copy();
     let before = value(&three, "head.0.weight");
     let notes = load(&three, &multi(3), &path, Head::OfSize).unwrap();
@@ -463,7 +471,7 @@ fn a_position_embedding_is_resampled_with_a_note() {
     vit(24).init(&small.root()).unwrap();
     vit(36).init(&large.root()).unwrap();
     let tensors = small.variables().into_iter().collect();
-    fs::write(&path, tensors_to_bytes(tensors, None).unwrap()).unwrap();
+    save(&path, &tensors).unwrap();
     let notes = load(&large, &vit(36), &path, Head::Same).unwrap();
     assert_eq!(notes, ["pos_embed was resampled from [1, 17, 64] to [1, 37, 64]"]);
     let class = |vs: &VarStore| vs.variables()["pos_embed"].select(1, 0);
