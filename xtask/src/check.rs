@@ -315,6 +315,7 @@ mod tests {
             ("convmixer", &[("vit", None), ("xtask", Some("dev"))]),
             ("vit", &[("data-cifar", None)]),
             ("data-cifar", &[("torch-ext", None)]),
+            ("torch-ext", &[]),
             ("run-record", &[("tch", None)]),
             ("test-support", &[("core-layers", None)]),
             ("trainer", &[("xtask", None), ("test-support", None)]),

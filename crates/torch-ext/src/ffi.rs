@@ -15,8 +15,7 @@ pub(crate) type Tensors = *const *const C_tensor;
 unsafe extern "C" {
     fn torch_ext_last_error() -> *const c_char;
 
-    pub(crate) fn torch_ext_fused_adam(
-        decoupled: bool,
+    pub(crate) fn torch_ext_fused_adamw(
         params: Tensors,
         grads: Tensors,
         exp_avgs: Tensors,
@@ -66,7 +65,6 @@ unsafe extern "C" {
 
     pub(crate) fn torch_ext_channels_last(tensor: *const C_tensor, result: *mut *mut C_tensor) -> c_int;
     pub(crate) fn torch_ext_is_channels_last(tensor: *const C_tensor, result: *mut bool) -> c_int;
-    pub(crate) fn torch_ext_to_channels_last(tensor: *const C_tensor) -> c_int;
 
     pub(crate) fn torch_ext_autocast_enter(
         device: c_int,

@@ -13,8 +13,8 @@ pub use device::{
     Card, MemoryStats, card, empty_cache, memory_info, memory_stats, reset_peak, supports_bf16, test_devices,
 };
 pub use foreach::{clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, foreach_zero_};
-pub use memory_format::{channels_last, is_channels_last, to_channels_last_};
-pub use optim::{Adam, LearningRate, Sgd, fused_adam_, fused_adamw_, fused_sgd_};
+pub use memory_format::{channels_last, is_channels_last};
+pub use optim::{Adam, LearningRate, Sgd, fused_adamw_, fused_sgd_};
 pub use switches::{
     Determinism, MatmulPrecision, Switch, determinism, matmul_precision, set_determinism,
     set_matmul_precision,

@@ -31,23 +31,10 @@ pub fn is_channels_last(tensor: &Tensor) -> Result<bool, TorchExtError> {
     Ok(result)
 }
 
-/// Reorders the memory of a parameter `[N, C, H, W]` as [`channels_last`] does, in place; one of other than
-/// four dimensions is left as it is.
-///
-/// Every handle of the tensor, as a `VarStore` has one, sees the new order. A detached copy keeps the old
-/// memory. Make optimiser states afterwards: they have to have the strides of their parameters.
-///
-/// # Errors
-/// What libtorch says.
-pub fn to_channels_last_(tensor: &mut Tensor) -> Result<(), TorchExtError> {
-    // SAFETY: the pointer is to a live tensor, which is borrowed exclusively.
-    check(unsafe { ffi::torch_ext_to_channels_last(tensor.as_ptr()) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind, nn};
+    use tch::{Device, Kind};
 
     fn ramp(shape: [i64; 4]) -> Tensor {
         let count: i64 = shape.iter().product();
@@ -73,7 +60,6 @@ mod tests {
         assert!(!is_channels_last(&tokens).unwrap());
         assert!(channels_last(&Tensor::new()).is_err());
         assert!(!matches!(is_channels_last(&Tensor::new()), Ok(true)));
-        to_channels_last_(&mut Tensor::new()).unwrap();
     }
 
     #[test]
@@ -82,32 +68,5 @@ mod tests {
         let moved = channels_last(&images).unwrap();
         (&moved * &moved).sum(Kind::Float).backward();
         assert_eq!(images.grad(), &images * 2.0);
-    }
-
-    #[test]
-    fn parameters_change_behind_every_handle() {
-        let vs = nn::VarStore::new(Device::Cpu);
-        let conv = nn::conv2d(vs.root() / "conv", 3, 8, 3, Default::default());
-        let images = ramp([2, 3, 6, 6]) / 100.0;
-        let before = images.apply(&conv);
-        for mut var in vs.trainable_variables() {
-            to_channels_last_(&mut var).unwrap();
-        }
-        assert_eq!(conv.ws.stride(), [27, 1, 9, 3]);
-        assert!(conv.ws.is_leaf() && conv.ws.requires_grad());
-        assert_eq!(conv.bs.as_ref().unwrap().stride(), [1]);
-        let after = channels_last(&images).unwrap().apply(&conv);
-        assert!(is_channels_last(&after).unwrap());
-        assert!(f64::try_from((&after - &before).abs().max()).unwrap() < 1e-5);
-        after.sum(Kind::Float).backward();
-        assert_eq!(conv.ws.grad().stride(), [27, 1, 9, 3]);
-    }
-
-    #[test]
-    fn depthwise_weights_get_the_strides_too() {
-        let mut weight = ramp([8, 1, 3, 3]);
-        to_channels_last_(&mut weight).unwrap();
-        assert_eq!(weight.stride(), [9, 1, 3, 1]);
-        assert_eq!(weight, ramp([8, 1, 3, 3]));
     }
 }

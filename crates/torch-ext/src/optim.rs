@@ -40,8 +40,7 @@ impl LearningRate<'_> {
     }
 }
 
-/// Hyper-parameters of [`fused_adam_`] and [`fused_adamw_`]. The default has those of PyTorch's `Adam`,
-/// without weight decay.
+/// Hyper-parameters of [`fused_adamw_`]. The default has those of PyTorch's `AdamW`, without weight decay.
 #[derive(Debug, Clone, Copy)]
 pub struct Adam<'a> {
     /// Learning rate, 1e-3 by default.
@@ -50,7 +49,7 @@ pub struct Adam<'a> {
     pub beta1: f64,
     /// Decay of the running mean of its square, 0.999 by default.
     pub beta2: f64,
-    /// Weight decay; what it means depends on the function.
+    /// Weight decay.
     pub weight_decay: f64,
     /// Added to the root of the second moment, 1e-8 by default.
     pub eps: f64,
@@ -113,36 +112,6 @@ pub fn fused_adamw_(
     steps: &mut [Tensor],
     adam: &Adam,
 ) -> Result<(), TorchExtError> {
-    adam_step(true, params, grads, exp_avgs, exp_avg_sqs, steps, adam)
-}
-
-/// One step of Adam (Kingma & Ba, 2015; PyTorch's `Adam`) on every parameter, in place.
-///
-/// As [`fused_adamw_`], except that weight decay is L2 regularisation: `weight_decay * p` is added to the
-/// gradient before the moments see it.
-///
-/// # Errors
-/// As [`fused_adamw_`].
-pub fn fused_adam_(
-    params: &mut [Tensor],
-    grads: &[Tensor],
-    exp_avgs: &mut [Tensor],
-    exp_avg_sqs: &mut [Tensor],
-    steps: &mut [Tensor],
-    adam: &Adam,
-) -> Result<(), TorchExtError> {
-    adam_step(false, params, grads, exp_avgs, exp_avg_sqs, steps, adam)
-}
-
-fn adam_step(
-    decoupled: bool,
-    params: &mut [Tensor],
-    grads: &[Tensor],
-    exp_avgs: &mut [Tensor],
-    exp_avg_sqs: &mut [Tensor],
-    steps: &mut [Tensor],
-    adam: &Adam,
-) -> Result<(), TorchExtError> {
     let count = params.len();
     check_count("grads", grads.len(), count)?;
     check_count("exp_avgs", exp_avgs.len(), count)?;
@@ -155,8 +124,7 @@ fn adam_step(
     // until the end of the statement and the tensors longer. What the kernels would not check, the function
     // checks.
     check(unsafe {
-        ffi::torch_ext_fused_adam(
-            decoupled,
+        ffi::torch_ext_fused_adamw(
             pointers(params).as_ptr(),
             pointers(grads).as_ptr(),
             pointers(exp_avgs).as_ptr(),

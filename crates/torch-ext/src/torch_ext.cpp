@@ -16,7 +16,6 @@
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_foreach_zero.h>
-#include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/empty_like.h>
@@ -203,8 +202,8 @@ extern "C" {
 
 const char *torch_ext_last_error() noexcept { return last_error.c_str(); }
 
-int torch_ext_fused_adam(
-    bool decoupled, Tensors params_, Tensors grads_, Tensors exp_avgs_, Tensors exp_avg_sqs_, size_t count,
+int torch_ext_fused_adamw(
+    Tensors params_, Tensors grads_, Tensors exp_avgs_, Tensors exp_avg_sqs_, size_t count,
     Tensors steps_, size_t step_count, double lr, const at::Tensor *lr_tensor, double beta1, double beta2,
     double weight_decay, double eps) noexcept {
   return guarded([&] {
@@ -222,12 +221,8 @@ int torch_ext_fused_adam(
     check_lr(lr_tensor);
     const auto steps = next_steps(list("steps", steps_, step_count), params);
     const auto step = [&](const auto &rate) {
-      if (decoupled)
-        at::_fused_adamw_(
-            params, grads, exp_avgs, exp_avg_sqs, {}, steps, rate, beta1, beta2, weight_decay, eps, false, false);
-      else
-        at::_fused_adam_(
-            params, grads, exp_avgs, exp_avg_sqs, {}, steps, rate, beta1, beta2, weight_decay, eps, false, false);
+      at::_fused_adamw_(
+          params, grads, exp_avgs, exp_avg_sqs, {}, steps, rate, beta1, beta2, weight_decay, eps, false, false);
     };
     if (lr_tensor)
       step(*lr_tensor);
@@ -334,17 +329,6 @@ int torch_ext_channels_last(const at::Tensor *tensor, at::Tensor **result) noexc
 
 int torch_ext_is_channels_last(const at::Tensor *tensor, bool *result) noexcept {
   return guarded([&] { *result = tensor->is_contiguous(at::MemoryFormat::ChannelsLast); });
-}
-
-int torch_ext_to_channels_last(const at::Tensor *tensor) noexcept {
-  return guarded([&] {
-    if (!tensor->defined() || tensor->dim() != 4)
-      return;
-    at::NoGradGuard no_grad;
-    const auto moved = to_channels_last(*tensor);
-    if (!moved.is_same(*tensor))
-      tensor->set_data(moved);
-  });
 }
 
 // `dtype` and `old_dtype` are numbers of at::ScalarType.

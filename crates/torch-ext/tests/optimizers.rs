@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{
-    Adam, LearningRate, Sgd, TorchExtError, clip_grad_norm_, fused_adam_, fused_adamw_, fused_sgd_,
+    Adam, LearningRate, Sgd, TorchExtError, clip_grad_norm_, fused_adamw_, fused_sgd_,
     test_devices,
 };
 
@@ -38,7 +38,6 @@ fn assert_close(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
 #[derive(Clone, Copy)]
 enum Rule<'a> {
     AdamW(Adam<'a>),
-    Adam(Adam<'a>),
     Sgd(Sgd<'a>),
 }
 
@@ -56,9 +55,6 @@ fn fused(rule: Rule, counts: &[i64], one_step_count: bool, device: Device) -> Ve
         match rule {
             Rule::AdamW(adam) => {
                 fused_adamw_(&mut params, &grads, &mut first, &mut second, &mut steps, &adam).expect(FIT);
-            }
-            Rule::Adam(adam) => {
-                fused_adam_(&mut params, &grads, &mut first, &mut second, &mut steps, &adam).expect(FIT);
             }
             Rule::Sgd(sgd) => {
                 let buffers = if sgd.momentum == 0.0 { &mut [][..] } else { &mut first[..] };
@@ -84,13 +80,8 @@ fn reference(rule: Rule, count: i64, lr: f64) -> Vec<f64> {
         for (i, g) in gradient(count, step).into_iter().enumerate() {
             let (p, m, v) = (&mut params[i], &mut first[i], &mut second[i]);
             match rule {
-                Rule::AdamW(adam) | Rule::Adam(adam) => {
-                    let mut g = g;
-                    if matches!(rule, Rule::AdamW(_)) {
-                        *p -= lr * adam.weight_decay * *p;
-                    } else {
-                        g += adam.weight_decay * *p;
-                    }
+                Rule::AdamW(adam) => {
+                    *p -= lr * adam.weight_decay * *p;
                     *m = adam.beta1 * *m + (1.0 - adam.beta1) * g;
                     *v = adam.beta2 * *v + (1.0 - adam.beta2) * g * g;
                     let mean = *m / (1.0 - adam.beta1.powi(t));
@@ -117,7 +108,6 @@ fn rules() -> [(&'static str, Rule<'static>); 6] {
             "adamw, betas and eps",
             Rule::AdamW(Adam { beta1: 0.8, beta2: 0.95, eps: 1e-3, weight_decay: 0.0, ..adam }),
         ),
-        ("adam", Rule::Adam(adam)),
         ("sgd", Rule::Sgd(sgd)),
         ("sgd, momentum", Rule::Sgd(Sgd { momentum: 0.9, ..sgd })),
         ("sgd, nesterov", Rule::Sgd(Sgd { momentum: 0.9, nesterov: true, ..sgd })),
@@ -166,7 +156,6 @@ fn the_learning_rate_may_be_a_tensor() {
         for (name, rule) in rules() {
             let on_device = match rule {
                 Rule::AdamW(adam) => Rule::AdamW(Adam { lr: (&lr).into(), ..adam }),
-                Rule::Adam(adam) => Rule::Adam(Adam { lr: (&lr).into(), ..adam }),
                 Rule::Sgd(sgd) => Rule::Sgd(Sgd { lr: (&lr).into(), ..sgd }),
             };
             let found = fused(on_device, &[300], true, device);
@@ -212,7 +201,7 @@ fn tensors_that_do_not_fit_are_refused() {
         let before = values(&param);
         let mut params = [param];
         let adam = Adam { lr, ..Adam::default() };
-        let result = fused_adam_(&mut params, &[grad], &mut [first], &mut [second], steps, &adam);
+        let result = fused_adamw_(&mut params, &[grad], &mut [first], &mut [second], steps, &adam);
         assert_eq!(values(&params[0]), before, "a refused step changes nothing");
         match result {
             Err(TorchExtError::Argument(message)) => message,
