@@ -1,12 +1,12 @@
 //! What a run leaves in its directory, as far as two runs of one recipe and seed must agree in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use run_record::{RunRecord, STATUS_COMPLETE, Select, layout, sha256_file};
 
 use crate::report::read_record;
@@ -14,97 +14,48 @@ use crate::report::read_record;
 /// The columns of history.csv that measure time.
 const TIMES: [&str; 3] = ["images_per_second", "train_seconds", "val_seconds"];
 
-/// What a finished run has left.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Left {
-    /// SHA-256 of each file of weights.
-    weights: BTreeMap<&'static str, String>,
-    /// history.csv without the times, by column; the first row is the header.
-    history: Vec<Vec<String>>,
-    /// The numbers of record.json that are no times.
-    numbers: Vec<(&'static str, Option<f64>)>,
-}
+/// The numbers of record.json that are no times.
+const NUMBERS: [&str; 5] = ["best_epoch", "val_top1", "test_top1", "test_top5", "test_loss"];
 
-/// Reads what a finished run has left.
+/// What a finished run has left: a value by what it is called.
+pub(super) type Left = BTreeMap<String, String>;
+
+/// Reads what a finished run has left: digests of weights, history.csv and record.json without times.
+///
+/// # Errors
+/// A file that is missing or cannot be read.
 pub(super) fn left(run: &Path) -> Result<Left> {
-    let mut weights = BTreeMap::new();
+    let mut left = Left::new();
     for name in [Select::Best, Select::Last].map(Select::weights_file) {
         let path = run.join(name);
         if path.exists() {
             let digest = sha256_file(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            weights.insert(name, digest);
+            left.insert(format!("{name}: SHA-256"), digest);
         }
     }
-    let row = read_record(&run.join(layout::RECORD))?.result;
-    let numbers = vec![
-        ("best_epoch", row.best_epoch.map(f64::from)),
-        ("val_top1", row.val_top1),
-        ("test_top1", row.test_top1),
-        ("test_top5", row.test_top5),
-        ("test_loss", row.test_loss),
-    ];
-    Ok(Left { weights, history: history(&run.join(layout::HISTORY))?, numbers })
-}
-
-fn history(path: &Path) -> Result<Vec<Vec<String>>> {
+    ensure!(!left.is_empty(), "{} holds no weights", run.display());
+    let path = run.join(layout::HISTORY);
     let reading = || format!("cannot read {}", path.display());
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_path(path).with_context(reading)?;
-    let mut rows = Vec::new();
-    for row in reader.records() {
-        rows.push(row.with_context(reading)?.iter().map(str::to_owned).collect::<Vec<_>>());
+    let mut reader = csv::Reader::from_path(&path).with_context(reading)?;
+    let columns = reader.headers().with_context(reading)?.clone();
+    for (row, cells) in (1..).zip(reader.records()) {
+        let cells = cells.with_context(reading)?;
+        let cells = columns.iter().zip(&cells).filter(|(column, _)| !TIMES.contains(column));
+        left.extend(
+            cells.map(|(column, cell)| (format!("{}, row {row}: {column}", layout::HISTORY), cell.to_owned())),
+        );
     }
-    let kept: Vec<bool> = rows
-        .first()
-        .iter()
-        .flat_map(|header| header.iter())
-        .map(|name| !TIMES.contains(&&name[..]))
-        .collect();
-    for row in &mut rows {
-        let mut keep = kept.iter();
-        row.retain(|_| keep.next().copied().unwrap_or(true));
-    }
-    Ok(rows)
+    let row = serde_json::to_value(read_record(&run.join(layout::RECORD))?.result)?;
+    left.extend(NUMBERS.map(|name| (format!("{}: {name}", layout::RECORD), row[name].to_string())));
+    Ok(left)
 }
 
-/// Where `other` differs from the run that was left alone, one line each.
+/// Where `other` differs from the uninterrupted run, one line each.
 pub(super) fn differences(alone: &Left, other: &Left) -> Vec<String> {
-    let mut found = Vec::new();
-    for name in [Select::Best, Select::Last].map(Select::weights_file) {
-        match (alone.weights.get(name), other.weights.get(name)) {
-            (Some(one), Some(two)) if one != two => {
-                found.push(format!("{name}: SHA-256 {two} instead of {one}"));
-            }
-            (Some(_), None) => found.push(format!("{name} is missing")),
-            (None, Some(_)) => found.push(format!("{name} is there, and should not be")),
-            _ => {}
-        }
-    }
-    if alone.weights.is_empty() && other.weights.is_empty() {
-        found.push("neither run has left weights".to_owned());
-    }
-    if alone.history.len() != other.history.len() {
-        found.push(format!(
-            "history.csv: {} rows instead of {}, the header counted",
-            other.history.len(),
-            alone.history.len()
-        ));
-    }
-    for (number, (one, two)) in alone.history.iter().zip(&other.history).enumerate() {
-        if one.len() != two.len() {
-            found.push(format!("history.csv, row {number}: {} columns instead of {}", two.len(), one.len()));
-        }
-        for (column, (one, two)) in one.iter().zip(two).enumerate().filter(|(_, (one, two))| one != two) {
-            let name = alone.history[0].get(column).map_or("a column", String::as_str);
-            found.push(format!("history.csv, row {number}: {name} is {two} instead of {one}"));
-        }
-    }
-    for ((name, one), (_, two)) in alone.numbers.iter().zip(&other.numbers) {
-        if one != two {
-            let shown = |value: &Option<f64>| value.map_or("none".to_owned(), |value| value.to_string());
-            found.push(format!("record.json: {name} is {} instead of {}", shown(two), shown(one)));
-        }
-    }
-    found
+    let names: BTreeSet<&String> = alone.keys().chain(other.keys()).collect();
+    let differs = names.into_iter().filter(|name| alone.get(*name) != other.get(*name));
+    let shown = |left: &Left, name: &str| left.get(name).map_or("missing".to_owned(), String::clone);
+    differs.map(|name| format!("{name} is {} instead of {}", shown(other, name), shown(alone, name))).collect()
 }
 
 /// A moment in training: the epoch, and the steps of it that were done; all of them at its end.
@@ -297,14 +248,18 @@ mod tests {
         assert_eq!(
             differences(&alone, &other),
             [
-                // Of "abd" and "abc", as sha256sum has them.
-                "last.safetensors: SHA-256 a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9 \
-             instead of ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
                 "history.csv, row 2: val_loss is 0.51 instead of 0.5",
+                // Of "abd" and "abc", as sha256sum has them.
+                "last.safetensors: SHA-256 is a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9 \
+                 instead of ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
                 "record.json: test_top1 is 0.5 instead of 0.75",
             ]
         );
         let short = leave("short", "abc", "1,0.5,0.6,10,1,2\n", 0.75);
-        assert_eq!(differences(&alone, &short), ["history.csv: 2 rows instead of 3, the header counted"]);
+        assert_eq!(
+            differences(&alone, &short),
+            [("epoch", "2"), ("train_loss", "0.4"), ("val_loss", "0.5")]
+                .map(|(column, cell)| format!("history.csv, row 2: {column} is missing instead of {cell}"))
+        );
     }
 }
