@@ -9,11 +9,11 @@ use std::time::Instant;
 use run_record::{EpochStats, Select, machine};
 use tch::nn::VarStore;
 use tch::{Device, no_grad};
-use trainer::run::keeper::{Keeper, Saving};
-use trainer::run::directory::RunDir;
-use trainer::run::state::{Identity, Machine, State};
 use trainer::network::weights::Card;
-use trainer::{Error, process::environment, process::memory, run::recipes, network::registry};
+use trainer::run::directory::RunDir;
+use trainer::run::keeper::{Keeper, Saving};
+use trainer::run::state::{Identity, Machine, State};
+use trainer::{Error, network::registry, process::environment, process::memory, run::recipes};
 
 // As in the trainer.
 #[global_allocator]

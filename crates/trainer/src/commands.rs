@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use run_record::FieldValue;
 use trainer::Error;
-use trainer::process::progress::show;
-use trainer::run::recipes::{self, Resolved};
 use trainer::network::registry::{self, Architecture};
+use trainer::process::progress::show;
 use trainer::process::signals::Stop;
+use trainer::run::recipes::{self, Resolved};
 
 #[derive(Debug, clap::Args)]
 pub struct NetworkArgs {

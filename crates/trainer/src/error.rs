@@ -11,8 +11,8 @@ use run_record::{DEVICE_FAILED, TrainRecipe};
 use tch::TchError;
 use torch_ext::TorchExtError;
 
-use crate::run::checkpoint::CheckpointError;
 use crate::process::signals::Stopped;
+use crate::run::checkpoint::CheckpointError;
 
 /// Why the trainer stopped.
 #[derive(Debug, thiserror::Error)]

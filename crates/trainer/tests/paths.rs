@@ -102,7 +102,8 @@ impl Place {
         let made = made.expect("the trainer starts");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let images = Tensor::rand([2, 3, 8, 8], (Kind::Float, Device::Cpu));
-        save(&self.at("input.safetensors"), &[("input".to_owned(), images)].into()).expect("it can be written");
+        save(&self.at("input.safetensors"), &[("input".to_owned(), images)].into())
+            .expect("it can be written");
         (weights, self.at("input.safetensors"))
     }
 }

@@ -456,7 +456,8 @@ fn averaged_weights_are_validated_kept_and_tested() {
 fn programs_read_json_lines_and_tensorboard_its_events() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let run = directory.path().join("run");
-    let more = ["--json", "--tensorboard", "--histograms", "--precision", "bf16", "--set", "train.bce.sum=false"];
+    let more =
+        ["--json", "--tensorboard", "--histograms", "--precision", "bf16", "--set", "train.bce.sum=false"];
     let ran = small_run(&run, &more);
     assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
     let lines: Vec<serde_json::Value> =

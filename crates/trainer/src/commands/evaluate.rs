@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use data_cifar::ChannelStats;
 use tch::nn::VarStore;
-use trainer::data::source::{self, Part, Purpose, Source};
-use trainer::run::evaluate::evaluate;
-use trainer::process::memory::Budget;
 use trainer::data::presentation::Presentation;
-use trainer::process::progress::{note, say};
+use trainer::data::source::{self, Part, Purpose, Source};
 use trainer::network::weights::{self, Card, Head, WeightsFile};
+use trainer::process::memory::Budget;
+use trainer::process::progress::{note, say};
+use trainer::run::evaluate::evaluate;
 use trainer::{Error, process::environment, run::recipes};
 
 use super::{DataArgs, listen};

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use trainer::network::forward::forward;
-use trainer::process::progress::note;
 use trainer::network::weights::Head;
+use trainer::process::progress::note;
 use trainer::{Error, process::environment};
 
 use super::NetworkArgs;

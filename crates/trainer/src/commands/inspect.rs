@@ -4,8 +4,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
-use trainer::data::source::{self, Part, Purpose};
 use trainer::data::inspect::{Shown, sheet, summarize};
+use trainer::data::source::{self, Part, Purpose};
 use trainer::process::memory::Budget;
 use trainer::process::paths::check_output;
 use trainer::process::progress::{note, show};

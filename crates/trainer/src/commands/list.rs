@@ -4,9 +4,9 @@ use core_layers::Facts;
 use serde::Serialize;
 use serde_json::Value;
 use trainer::Error;
-use trainer::process::progress::show;
 use trainer::network::registry::{self, Architecture};
 use trainer::network::summary::grouped;
+use trainer::process::progress::show;
 use trainer::process::table::table;
 
 use super::say_json;

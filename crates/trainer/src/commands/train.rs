@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use trainer::run::keeper::Saving;
 use trainer::optim::precision::{self, Precision};
 use trainer::process::progress::Output;
+use trainer::run::keeper::Saving;
 use trainer::run::request::Request;
 use trainer::{Error, process::environment, run::outline, run::recipes, run::train};
 

@@ -9,8 +9,8 @@ use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::data::contact_sheet::{Pair, contact_sheet};
-use crate::data::source::{ClassCounts, Part, Source};
 use crate::data::presentation::Presentation;
+use crate::data::source::{ClassCounts, Part, Source};
 use crate::{Error, process::table};
 
 /// What a data set holds.

@@ -7,9 +7,9 @@ use tch::Device;
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::process::paths::check_output;
 use crate::network::registry::Architecture;
 use crate::network::weights::{self, Head, WeightsFile};
+use crate::process::paths::check_output;
 
 /// Runs the images in `input`, a safetensors file with a tensor `input` `[B, 3, H, W]`, exactly as the
 /// network is to see them, through the network with the given weights. `output` becomes a safetensors file

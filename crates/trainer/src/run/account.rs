@@ -5,11 +5,11 @@ use run_record::{
 };
 
 use crate::data::source::Source;
+use crate::run::directory::Found;
 use crate::run::evaluate::Metrics;
 use crate::run::plan::Plan;
 use crate::run::recipes::{self, Resolved};
 use crate::run::request::Request;
-use crate::run::directory::Found;
 use crate::{Error, process::environment};
 
 /// What a run that reached its end measured.

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::Error;
+use crate::data::presentation::Presentation;
 use crate::data::source::Part;
 use crate::optim::loss::loss;
-use crate::data::presentation::Presentation;
 use crate::process::signals::Stop;
 
 /// Means over images.

@@ -10,15 +10,15 @@ use tch::{Device, Tensor};
 use torch_ext::foreach_norm;
 
 use crate::Error;
+use crate::data::presentation::{Presentation, Shown};
 use crate::data::source::Part;
-use crate::run::evaluate::{Metrics, SavedSums, Sums, evaluate};
-use crate::run::keeper::Keeper;
 use crate::optim::loss::loss;
 use crate::optim::precision::Precision;
-use crate::data::presentation::{Presentation, Shown};
-use crate::process::progress::Progress;
 use crate::optim::schedule::LearningRate;
+use crate::process::progress::Progress;
 use crate::process::signals::Stop;
+use crate::run::evaluate::{Metrics, SavedSums, Sums, evaluate};
+use crate::run::keeper::Keeper;
 use crate::run::state::{Counters, State};
 
 /// Everything a run trains with.

@@ -7,11 +7,11 @@ use run_record::{EpochStats, Select};
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::tensorboard::board::Board;
+use crate::network::weights::Card;
 use crate::run::checkpoint::{self, Draft, Position};
 use crate::run::directory::RunDir;
 use crate::run::state::{Identity, KEPT, Keep, Machine, State};
-use crate::network::weights::Card;
+use crate::tensorboard::board::Board;
 
 /// When to save, besides after every epoch, and what to leave.
 #[derive(Debug, Clone, Copy, Default)]

@@ -8,19 +8,19 @@ use run_record::{Recipe, duration};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use crate::data::source::ClassCounts;
-use crate::run::fit::update;
 use crate::data::inspect::table;
-use crate::process::memory::in_words;
-use crate::run::plan::Plan;
 use crate::data::presentation::Presentation;
-use crate::process::progress::{Output, say, show as show_lines};
-use crate::run::request::Request;
-use crate::run::directory::Found;
-use crate::optim::schedule::LearningRate;
-use crate::process::signals::Stop;
-use crate::run::state::State;
+use crate::data::source::ClassCounts;
 use crate::network::summary::grouped;
+use crate::optim::schedule::LearningRate;
+use crate::process::memory::in_words;
+use crate::process::progress::{Output, say, show as show_lines};
+use crate::process::signals::Stop;
+use crate::run::directory::Found;
+use crate::run::fit::update;
+use crate::run::plan::Plan;
+use crate::run::request::Request;
+use crate::run::state::State;
 use crate::{Error, process::environment};
 
 /// What a run would do.

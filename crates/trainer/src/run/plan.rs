@@ -10,19 +10,19 @@ use tch::Device;
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::run::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::data::source::{self, Listing, Purpose, Source};
-use crate::process::memory::{Budget, Limit, in_words};
-use crate::network::build::{architecture, check_batch_norm, network_bytes, seed_initial_weights};
 use crate::data::presentation::Presentation;
-use crate::run::recipes::Resolved;
+use crate::data::source::{self, Listing, Purpose, Source};
+use crate::network::build::{architecture, check_batch_norm, network_bytes, seed_initial_weights};
 use crate::network::registry::Architecture;
-use crate::run::request::Request;
-use crate::run::directory::{self, Found, RunDir};
-use crate::optim::schedule::LearningRate;
-use crate::process::signals::Stop;
-use crate::run::state::KEPT;
 use crate::network::weights::{self, Head, WeightsFile};
+use crate::optim::schedule::LearningRate;
+use crate::process::memory::{Budget, Limit, in_words};
+use crate::process::signals::Stop;
+use crate::run::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::run::directory::{self, Found, RunDir};
+use crate::run::recipes::Resolved;
+use crate::run::request::Request;
+use crate::run::state::KEPT;
 
 /// A run that can begin, as far as can be known.
 #[derive(Debug)]
@@ -98,8 +98,12 @@ impl Plan {
             _ => None,
         };
 
-        let listing =
-            problems.take(source::list(recipe, &request.root, request.data_dir.as_deref(), Purpose::Training));
+        let listing = problems.take(source::list(
+            recipe,
+            &request.root,
+            request.data_dir.as_deref(),
+            Purpose::Training,
+        ));
         if let Some(listing) = &listing {
             notes.extend(listing.notes.iter().cloned());
             let (faults, remarks) = listing.parts.judge(&listing.class_names, recipe);

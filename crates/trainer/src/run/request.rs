@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use tch::Device;
 
-use crate::run::keeper::Saving;
 use crate::optim::precision::Precision;
 use crate::process::progress::Output;
+use crate::run::keeper::Saving;
 use crate::run::recipes::Resolved;
 
 /// What `train` was asked for.

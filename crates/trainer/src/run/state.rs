@@ -13,12 +13,12 @@ use tch::Tensor;
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::run::checkpoint::{Checkpoint, Draft, Position};
-use crate::optim::ema::Ema;
-use crate::run::evaluate::{SavedSums, Sums};
-use crate::optim::optimizer::Optimizer;
 use crate::network::registry::Architecture;
 use crate::network::weights::Card;
+use crate::optim::ema::Ema;
+use crate::optim::optimizer::Optimizer;
+use crate::run::checkpoint::{Checkpoint, Draft, Position};
+use crate::run::evaluate::{SavedSums, Sums};
 
 /// The files of a checkpoint.
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -290,7 +290,7 @@ mod tests {
     }
 
     fn train(epochs: u32, patience: Option<u32>) -> TrainRecipe {
-        let recipe = Recipe::parse(include_str!("../../../recipes/quick/convmixer.toml")).unwrap();
+        let recipe = Recipe::parse(include_str!("../../../../recipes/quick/convmixer.toml")).unwrap();
         TrainRecipe { epochs, patience, ..recipe.train }
     }
 

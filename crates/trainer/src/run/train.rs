@@ -8,24 +8,24 @@ use run_record::layout::{RECIPE, TENSORBOARD};
 use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine};
 use serde_json::json;
 
-use crate::run::account::{Finished, finish, new_record, verdict};
-use crate::tensorboard::board::Board;
-use crate::run::checkpoint::Checkpoint;
+use crate::data::presentation::Presentation;
 use crate::data::source::{Part, Source};
+use crate::network::summary::grouped;
+use crate::network::weights::{self, Card, Head};
+use crate::process::progress::Progress;
+use crate::process::signals::Stop;
+use crate::run::account::{Finished, finish, new_record, verdict};
+use crate::run::checkpoint::Checkpoint;
+use crate::run::directory::{Found, RunDir};
 use crate::run::evaluate::evaluate;
 use crate::run::fit::{Job, fit};
 use crate::run::keeper::Keeper;
 use crate::run::plan::Plan;
-use crate::data::presentation::Presentation;
-use crate::process::progress::Progress;
 use crate::run::recipes::{self, Resolved};
 use crate::run::request::Request;
-use crate::run::directory::{Found, RunDir};
-use crate::process::signals::Stop;
 use crate::run::state::{Identity, Machine, State};
-use crate::network::summary::grouped;
-use crate::network::weights::{self, Card, Head};
-use crate::{Error, process::environment, error, data::inspect};
+use crate::tensorboard::board::Board;
+use crate::{Error, data::inspect, error, process::environment};
 
 /// Trains, tests and records one run, goes on with one that was stopped, or finds that it is already done.
 ///

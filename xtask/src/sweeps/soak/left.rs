@@ -42,7 +42,8 @@ pub(super) fn left(run: &Path) -> Result<Left> {
         let cells = cells.with_context(reading)?;
         let cells = columns.iter().zip(&cells).filter(|(column, _)| !TIMES.contains(column));
         left.extend(
-            cells.map(|(column, cell)| (format!("{}, row {row}: {column}", layout::HISTORY), cell.to_owned())),
+            cells
+                .map(|(column, cell)| (format!("{}, row {row}: {column}", layout::HISTORY), cell.to_owned())),
         );
     }
     let row = serde_json::to_value(read_record(&run.join(layout::RECORD))?.result)?;
@@ -55,7 +56,9 @@ pub(super) fn differences(alone: &Left, other: &Left) -> Vec<String> {
     let names: BTreeSet<&String> = alone.keys().chain(other.keys()).collect();
     let differs = names.into_iter().filter(|name| alone.get(*name) != other.get(*name));
     let shown = |left: &Left, name: &str| left.get(name).map_or("missing".to_owned(), String::clone);
-    differs.map(|name| format!("{name} is {} instead of {}", shown(other, name), shown(alone, name))).collect()
+    differs
+        .map(|name| format!("{name} is {} instead of {}", shown(other, name), shown(alone, name)))
+        .collect()
 }
 
 /// A moment in training: the epoch, and the steps of it that were done; all of them at its end.

@@ -78,7 +78,7 @@ fn values(tensors: &BTreeMap<String, Tensor>) -> Vec<f64> {
 }
 
 fn golden() -> Value {
-    serde_json::from_str(include_str!("../../tests/golden/optimizers.json")).unwrap()
+    serde_json::from_str(include_str!("../../../tests/golden/optimizers.json")).unwrap()
 }
 
 fn floats(value: &Value) -> Vec<f64> {
@@ -300,10 +300,7 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let cases: [(Change, &str); 6] = [
         (|state| drop(state.remove("exp_avg_sq.b")), "missing: exp_avg_sq.b"),
         (|state| drop(state.remove("step")), "missing: step"),
-        (
-            |state| drop(state.insert("momentum.a".to_owned(), Tensor::from(1f32))),
-            "unexpected: momentum.a",
-        ),
+        (|state| drop(state.insert("momentum.a".to_owned(), Tensor::from(1f32))), "unexpected: momentum.a"),
         (
             |state| drop(state.insert("exp_avg_sq.b".to_owned(), Tensor::from_slice(&[1f32, 2.0, 3.0]))),
             "of another shape: exp_avg_sq.b is [3], the network has [2]",

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn rates(schedule: Schedule, lr: f64, images: usize, batch_size: usize, epochs: u32) -> LearningRate {
-    let text = include_str!("../../../../recipes/quick/convmixer.toml");
+    let text = include_str!("../../../../../recipes/quick/convmixer.toml");
     let mut recipe = Recipe::parse(text).unwrap();
     (recipe.schedule, recipe.optimizer.lr) = (schedule, lr);
     (recipe.train.batch_size, recipe.train.epochs) = (batch_size, epochs);
