@@ -13,7 +13,7 @@ MODELS=${MODELS:-cct_reference convmixer_reference gcvit_xxtiny_64 patchconvnet_
 LIMIT=${SECONDS_EACH:-300}
 DEVICE=${DEVICE:-cuda:0}
 # One epoch of the digits with each network's published recipe: minutes on a processor, seconds on a card.
-RECIPE="--preset reference --set dataset=digits --set data.validation_count=171 --set train.epochs=1 --device $DEVICE"
+RECIPE="--preset reference --set dataset=digits --set data.validation={end={count=171}} --set train.epochs=1 --device $DEVICE"
 
 # Copies the trainer, xtask and the test programs with CUDA cases to a directory.
 pack() {

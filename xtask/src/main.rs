@@ -10,6 +10,7 @@ mod process;
 mod report;
 mod summary;
 mod sweeps;
+mod table;
 mod test;
 mod trainer;
 

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use run_record::{
     ResultRow, RunRecord, STATUS_RUNNING, STATUS_STOPPED, duration, layout, to_csv, visible, write_atomically,
 };
 
 use crate::process::{note, say, show};
 use crate::summary;
+use crate::table::{markdown, percent, points, speed};
 
 /// What the runs of a results directory came to.
 #[derive(Debug, Default)]
@@ -106,27 +107,10 @@ pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
 }
 
 fn table(rows: &[ResultRow]) -> Table {
-    let header = [
-        "model",
-        "preset",
-        "dataset",
-        "seed",
-        "params",
-        "MACs",
-        "epochs",
-        "val top-1",
-        "test top-1",
-        "reference",
-        "delta",
-        "img/s",
-        "time",
-        "status",
-    ];
-    let percent = |value: Option<f64>| value.map_or(String::new(), |value| format!("{:.2} %", value * 100.0));
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
-    for row in rows {
-        table.add_row([
+    let header =
+        "model|preset|dataset|seed|params|MACs|epochs|val top-1|test top-1|reference|delta|img/s|time|status";
+    let cells = |row: &ResultRow| {
+        vec![
             visible(&row.model).into_owned(),
             visible(&row.preset).into_owned(),
             visible(&row.dataset).into_owned(),
@@ -137,18 +121,13 @@ fn table(rows: &[ResultRow]) -> Table {
             percent(row.val_top1),
             percent(row.test_top1),
             percent(row.reference_top1),
-            row.delta_top1.map_or(String::new(), |delta| format!("{:+.2}", delta * 100.0)),
-            row.images_per_second.map_or(String::new(), |speed| format!("{speed:.0}")),
+            points(row.delta_top1),
+            speed(row.images_per_second),
             row.train_seconds.map_or(String::new(), duration),
             shortened(&row.status),
-        ]);
-    }
-    for index in 3..header.len() - 1 {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
+        ]
+    };
+    markdown(header, 3..13, rows.iter().map(cells))
 }
 
 /// 594,186 as `594.2 k`.

@@ -1,7 +1,9 @@
 //! Mean and spread over seeds, of the finished runs that differ in nothing else.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use run_record::{ResultRow, STATUS_COMPLETE, SummaryRow, duration, visible};
+
+use crate::table::{markdown, percent, points, speed};
 
 /// One row per group of finished runs, in the order of their first rows.
 pub(crate) fn summarise(rows: &[ResultRow]) -> Vec<SummaryRow> {
@@ -87,47 +89,27 @@ fn rounded(value: f64) -> f64 {
 
 /// The groups of several runs, for people; `None` if there is no such group.
 pub(crate) fn table(groups: &[SummaryRow]) -> Option<Table> {
-    let header = [
-        "model",
-        "preset",
-        "dataset",
-        "seeds",
-        "val top-1",
-        "test top-1",
-        "reference",
-        "delta",
-        "img/s",
-        "time",
-    ];
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
-    for group in groups.iter().filter(|group| group.n > 1) {
-        let n = group.n;
-        let percent = |(mean, deviation): (Option<f64>, Option<f64>)| match (mean, deviation) {
-            (Some(mean), Some(deviation)) => {
-                format!("{:.2} % ± {:.2} (n = {n})", mean * 100.0, deviation * 100.0)
-            }
-            _ => String::new(),
-        };
-        table.add_row([
+    let several: Vec<&SummaryRow> = groups.iter().filter(|group| group.n > 1).collect();
+    let mean = |group: &SummaryRow, (mean, deviation): (Option<f64>, Option<f64>)| {
+        let Some((mean, deviation)) = mean.zip(deviation) else { return String::new() };
+        format!("{} ± {:.2} (n = {})", percent(Some(mean)), deviation * 100.0, group.n)
+    };
+    let cells = |group: &&SummaryRow| {
+        vec![
             visible(&group.model).into_owned(),
             visible(&group.preset).into_owned(),
             visible(&group.dataset).into_owned(),
             listed(&group.seeds),
-            percent((group.val_top1_mean, group.val_top1_std)),
-            percent((group.test_top1_mean, group.test_top1_std)),
-            group.reference_top1.map_or(String::new(), |value| format!("{:.2} %", value * 100.0)),
-            group.delta_top1.map_or(String::new(), |delta| format!("{:+.2}", delta * 100.0)),
-            group.images_per_second_mean.map_or(String::new(), |speed| format!("{speed:.0}")),
+            mean(group, (group.val_top1_mean, group.val_top1_std)),
+            mean(group, (group.test_top1_mean, group.test_top1_std)),
+            percent(group.reference_top1),
+            points(group.delta_top1),
+            speed(group.images_per_second_mean),
             group.train_seconds_mean.map_or(String::new(), duration),
-        ]);
-    }
-    for index in 3..header.len() {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    groups.iter().any(|group| group.n > 1).then_some(table)
+        ]
+    };
+    let header = "model|preset|dataset|seeds|val top-1|test top-1|reference|delta|img/s|time";
+    (!several.is_empty()).then(|| markdown(header, 3..10, several.iter().map(cells)))
 }
 
 /// Few seeds one by one, many as the first and the last; all of them are in summary.csv.

@@ -1,6 +1,6 @@
 //! The shape of the source: no circle between the files of a crate, and no file that is too long to be read in a sitting.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -30,12 +30,11 @@ pub(super) fn long_files(root: &Path) -> Result<Vec<String>> {
 
 /// Files of a crate that use each other in a circle.
 pub(super) fn circles(root: &Path) -> Result<Vec<String>> {
-    let circle = |(name, files): (String, Sources)| {
-        let said =
-            move |files: Vec<String>| format!("{name}: {} use each other in a circle", files.join(", "));
-        circles_in(&files).into_iter().map(said)
-    };
-    Ok(crates(root)?.into_iter().flat_map(circle).collect())
+    let circles = crates(root)?.into_iter().map(|(name, files)| (name, circle_in(&files)));
+    let found = circles.filter(|(_, circle)| !circle.is_empty());
+    Ok(found
+        .map(|(name, circle)| format!("{name}: {} use each other in a circle", circle.join(", ")))
+        .collect())
 }
 
 /// Every crate of the workspace, by its directory.
@@ -52,8 +51,9 @@ fn crates(root: &Path) -> Result<Vec<(String, Sources)>> {
     names.into_iter().map(read).collect()
 }
 
-/// The circles, as the names of their files. The root of a crate declares its modules and is in none.
-fn circles_in(files: &Sources) -> BTreeSet<Vec<String>> {
+/// The files in circles and between them: what is left when a file that uses none of the others is taken away, again and
+/// again. The root of a crate declares its modules and is in no circle.
+fn circle_in(files: &Sources) -> Vec<String> {
     let root = ["lib".to_owned()];
     // What the root re-exports, and the file behind it.
     let mut reexports = BTreeMap::new();
@@ -62,29 +62,21 @@ fn circles_in(files: &Sources) -> BTreeSet<Vec<String>> {
             reexports.insert(name.clone(), file);
         }
     }
-    let used = |module: &[String], text: &str| -> BTreeSet<Vec<String>> {
-        let uses = paths(text, &["crate::", "super::", "self::"]).into_iter();
+    let used = |module: &[String], text: &str| -> Vec<Vec<String>> {
         let file = |path: Vec<String>| {
             file_of(files, module, &path)
                 .or_else(|| (path[0] == "crate").then(|| reexports.get(path.get(1)?).cloned())?)
         };
-        uses.filter_map(file).filter(|file| file != module).collect()
+        let uses = paths(text, &["crate::", "super::", "self::"]);
+        uses.into_iter().filter_map(file).filter(|file| file != module).collect()
     };
     let modules = files.iter().filter(|(module, _)| !matches!(module[0].as_str(), "lib" | "main"));
-    let uses: BTreeMap<_, _> = modules.map(|(module, text)| (module.clone(), used(module, text))).collect();
-    let reached = |from: &Vec<String>| {
-        let (mut reached, mut ahead) = (BTreeSet::new(), vec![from]);
-        while let Some(file) = ahead.pop() {
-            ahead.extend(uses[file].iter().filter(|file| reached.insert((*file).clone())));
-        }
-        reached
-    };
-    let reached: BTreeMap<_, _> = uses.keys().map(|file| (file, reached(file))).collect();
-    let circle = |file: &Vec<String>| -> Vec<String> {
-        let others = reached[file].iter().filter(|other| reached[other].contains(file));
-        others.map(|file| file.join("/")).collect()
-    };
-    uses.keys().map(circle).filter(|circle| !circle.is_empty()).collect()
+    let mut left: BTreeMap<_, _> = modules.map(|(module, text)| (module, used(module, text))).collect();
+    while let Some(free) = left.iter().find(|(_, uses)| !uses.iter().any(|file| left.contains_key(file))) {
+        let free = *free.0;
+        left.remove(free);
+    }
+    left.into_keys().map(|file| file.join("/")).collect()
 }
 
 /// The file a path in `module` leads to: the longest part of the path that is a file.
@@ -157,22 +149,22 @@ mod tests {
 
     #[test]
     fn circles_are_found_through_lists_parents_and_reexports() {
-        let found = |of: &[(&str, &str)]| circles_in(&files(of)).into_iter().collect::<Vec<_>>();
-        assert_eq!(found(&[("a", "use crate::b::B;"), ("b", "use crate::a::{self, A};")]), [["a", "b"]]);
+        let found = |of: &[(&str, &str)]| circle_in(&files(of));
+        assert_eq!(found(&[("a", "use crate::b::B;"), ("b", "use crate::a::{self, A};")]), ["a", "b"]);
         assert_eq!(
             found(&[("a", "fn f() { crate::b::g() }"), ("b", "use super::{c, a::A as B};"), ("c", "")]),
-            [["a", "b"]]
+            ["a", "b"]
         );
         let behind =
             [("lib", "mod a;\npub use a::{A, b::*};"), ("a", "use super::b::x;"), ("b", "use crate::A;")];
-        assert_eq!(found(&behind), [["a", "b"]]);
+        assert_eq!(found(&behind), ["a", "b"]);
         let below = [
             ("a/one", "use super::two::x;"),
             ("a/two", "use crate::b;"),
             ("b", "use crate::{c, a::{one::y}};"),
             ("c", ""),
         ];
-        assert_eq!(found(&below), [["a/one", "a/two", "b"]]);
+        assert_eq!(found(&below), ["a/one", "a/two", "b"]);
     }
 
     #[test]
@@ -183,7 +175,7 @@ mod tests {
             ("b", "use std::fs;\n\n#[cfg(test)]\nmod tests {\n    use crate::a::A;\n}"),
             ("c", "use crate::{A, B};"),
         ];
-        assert_eq!(circles_in(&files(&plain)), BTreeSet::new());
+        assert_eq!(circle_in(&files(&plain)), [""; 0]);
     }
 
     #[test]

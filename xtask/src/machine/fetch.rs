@@ -66,52 +66,40 @@ pub(crate) fn fetch(place: &Place, args: &Fetch) -> Result<u8> {
 /// Provides a data set at `datasets/<name>`.
 pub(crate) fn provide(place: &Place, layout: &Layout, source: &Source) -> Result<()> {
     let link = layout.link(place);
-    if let Some(dir) = &source.dir {
-        let dir = dir.canonicalize().with_context(|| format!("--dir {}", dir.display()))?;
-        let sha256 = layout.check_content(&dir).with_context(|| {
-            format!("--dir {} is not {} in its binary layout", dir.display(), layout.name)
-        })?;
-        require_link_parent(&link)?;
-        replace_link(&link, &dir)?;
-        announce(layout, &link, &dir, &sha256);
-        return Ok(());
-    }
-    let own = link.symlink_metadata().is_ok_and(|metadata| !metadata.is_symlink());
-    let chosen = source.archive.is_some() || source.url.is_some();
-    if own || (!chosen && link.exists()) {
-        match layout.check_sizes(&link) {
-            Ok(()) if !chosen => {
-                say(format!("{} is already there: {}", layout.name, link.display()));
-                return Ok(());
-            }
-            Ok(()) => {
-                bail!("{} is your own directory and is not replaced: move it away first", link.display())
-            }
-            Err(error) if own => {
-                return Err(error.context(format!(
-                    "{} is your own directory and is not replaced: repair it, or move it away",
-                    link.display()
-                )));
-            }
-            Err(error) => note(format!("{} is fetched anew: {error:#}", layout.name)),
+    let dir = match &source.dir {
+        Some(dir) => dir.canonicalize().with_context(|| format!("--dir {}", dir.display()))?,
+        None if is_there(layout, source, &link)? => {
+            say(format!("{} is already there: {}", layout.name, link.display()));
+            return Ok(());
         }
-    }
-    let dir = in_cache(&place.cache, layout, source)?;
-    let sha256 = layout.check_content(&dir)?;
-    require_link_parent(&link)?;
+        None => in_cache(&place.cache, layout, source)?,
+    };
+    let sha256 = layout
+        .check_content(&dir)
+        .with_context(|| format!("{} is not {} in its binary layout", dir.display(), layout.name))?;
+    let parent = link.parent().context("the link has no directory")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     replace_link(&link, &dir)?;
-    announce(layout, &link, &dir, &sha256);
+    say(format!("{}: {} -> {}", layout.name, link.display(), dir.display()));
+    say(format!("{}: SHA-256 of the data {sha256}", layout.name));
     Ok(())
 }
 
-fn require_link_parent(link: &Path) -> Result<()> {
-    let parent = link.parent().context("the link has no directory")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))
-}
-
-fn announce(layout: &Layout, link: &Path, dir: &Path, sha256: &str) {
-    say(format!("{}: {} -> {}", layout.name, link.display(), dir.display()));
-    say(format!("{}: SHA-256 of the data {sha256}", layout.name));
+/// Whether the data set is at `link` and stays as it is.
+fn is_there(layout: &Layout, source: &Source, link: &Path) -> Result<bool> {
+    let own = link.symlink_metadata().is_ok_and(|metadata| !metadata.is_symlink());
+    let chosen = source.archive.is_some() || source.url.is_some();
+    if !own && (chosen || !link.exists()) {
+        return Ok(false);
+    }
+    let yours = || format!("{} is your own directory and is not replaced", link.display());
+    match layout.check_sizes(link) {
+        Ok(()) if !chosen => return Ok(true),
+        Ok(()) => bail!("{}: move it away first", yours()),
+        Err(error) if own => return Err(error.context(format!("{}: repair it, or move it away", yours()))),
+        Err(error) => note(format!("{} is fetched anew: {error:#}", layout.name)),
+    }
+    Ok(false)
 }
 
 /// The data set's directory in the cache, unpacked there if need be. Data from an archive with

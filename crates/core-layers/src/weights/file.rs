@@ -81,7 +81,7 @@ impl WeightsFile {
     /// # Errors
     /// A file that can no longer be read.
     pub fn sha256(&self) -> Result<String, WeightsError> {
-        Ok(Sha256::digest(self.bytes()?).iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(base16ct::lower::encode_string(&Sha256::digest(self.bytes()?)))
     }
 
     /// What the file says of itself under [`CARD_KEY`].

@@ -10,12 +10,13 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use run_record::sha256;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::sets::dataset::{Skipped, hex};
+use crate::sets::dataset::Skipped;
 use crate::sets::folder::Folder;
 use crate::sets::index::{FolderIndex, Outcome};
 
@@ -67,7 +68,7 @@ pub(crate) fn cache_file(directory: &Path, folder: &Folder, with_images: bool) -
         folder.class_names.iter().for_each(|name| key.update([&[0], name.as_bytes()].concat()));
     }
     let kind = if with_images { "safetensors" } else { "index.safetensors" };
-    directory.join(format!("{}.{kind}", &hex(&key.finalize())[..32]))
+    directory.join(format!("{}.{kind}", &base16ct::lower::encode_string(&key.finalize())[..32]))
 }
 
 /// The index in a cache without images; `None` where there is no such file.
@@ -119,7 +120,7 @@ type Tensors = Vec<(&'static str, Dtype, Vec<usize>, usize)>;
 /// Length and header of a safetensors file.
 fn header(index: &FolderIndex, tensors: Tensors) -> std::io::Result<Vec<u8>> {
     let record = serde_json::to_string(&Record::new(index))?;
-    let checksum = hex(&Sha256::digest(&record));
+    let checksum = sha256(&record);
     let metadata = HashMap::from([("folder".to_owned(), format!("{checksum} {record}"))]);
     let mut end = 0;
     let infos = tensors.into_iter().map(|(name, dtype, shape, bytes)| {
@@ -180,7 +181,7 @@ impl Cache {
         let metadata = self.header.metadata().as_ref().and_then(|metadata| metadata.get("folder"));
         let (checksum, json) =
             metadata.and_then(|text| text.split_once(' ')).ok_or("its metadata are missing")?;
-        if checksum != hex(&Sha256::digest(json)) {
+        if checksum != sha256(json) {
             return Err("its metadata are damaged".into());
         }
         let record: Record = serde_json::from_str(json).map_err(|error| error.to_string())?;

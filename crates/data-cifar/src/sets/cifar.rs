@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
 use crate::sets::class_names::{CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_COARSE_CLASSES};
-use crate::sets::dataset::{CoarseLabels, Dataset, Labelled, Pixels, hex};
+use crate::sets::dataset::{CoarseLabels, Dataset, Labelled, Pixels};
 
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
@@ -216,7 +216,7 @@ impl Files {
     }
 
     fn sha256(self) -> String {
-        hex(&self.hash.finalize())
+        base16ct::lower::encode_string(&self.hash.finalize())
     }
 }
 
@@ -225,6 +225,8 @@ mod tests {
     use std::fs;
 
     use proptest::prelude::*;
+
+    use run_record::sha256;
 
     use super::*;
 
@@ -343,7 +345,7 @@ mod tests {
         assert_eq!(set.test.labels.to_vec(), [5, 9]);
         assert_eq!(set.train.images[[9, 1, 2, 3]], pixel(9, 1, 2, 3));
         assert_eq!(set.test.images[[1, 1, 2, 3]], pixel(11, 1, 2, 3));
-        assert_eq!(set.sha256, hex(&Sha256::digest(&all)));
+        assert_eq!(set.sha256, sha256(&all));
         assert_eq!(
             set.class_names,
             ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -358,7 +360,7 @@ mod tests {
         fs::write(dir.path().join("test.bin"), &test).unwrap();
         let set = load_cifar100_sized(dir.path(), 2, 1).unwrap();
         assert_eq!((set.train.labels.to_vec(), set.test.labels.to_vec()), (vec![0, 99], vec![1]));
-        assert_eq!(set.sha256, hex(&Sha256::digest([train, test].concat())));
+        assert_eq!(set.sha256, sha256([train, test].concat()));
         let coarse = set.coarse.unwrap();
         assert_eq!((coarse.train.to_vec(), coarse.test.to_vec()), (vec![4, 13], vec![1]));
         // The labels of images 0, 1 and 2 above are the published pairs of apple, worm and aquarium fish.

@@ -96,8 +96,3 @@ impl Dataset {
         Ok(self)
     }
 }
-
-/// A digest in lower-case hexadecimal.
-pub(crate) fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}

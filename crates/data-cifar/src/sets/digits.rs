@@ -7,10 +7,10 @@ use std::path::Path;
 
 use csv::{ByteRecord, ReaderBuilder};
 use ndarray::{ArcArray, Axis};
-use sha2::{Digest, Sha256};
+use run_record::sha256;
 
 use crate::error::DataError;
-use crate::sets::dataset::{Dataset, Labelled, hex};
+use crate::sets::dataset::{Dataset, Labelled};
 
 /// Side of an image in the file, in pixels.
 const SIDE: usize = 8;
@@ -50,7 +50,7 @@ pub fn load_digits(dir: &Path) -> Result<Dataset, DataError> {
         coarse: None,
         validation: 0,
         skipped: Vec::new(),
-        sha256: hex(&Sha256::digest(&bytes)),
+        sha256: sha256(&bytes),
     })
 }
 

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::error::DataError;
-use crate::sets::dataset::{Skipped, hex};
+use crate::sets::dataset::Skipped;
 use crate::sets::decode::FORMATS;
 use crate::sets::layout::{
     Layout, Listing, Part, PartDirectory, extension, is_picture, layout, problem, read_directory, some,
@@ -192,7 +192,7 @@ impl Folder {
             digest.update(&skipped.file);
             digest.update([0]); // in no path
         }
-        hex(&digest.finalize())
+        base16ct::lower::encode_string(&digest.finalize())
     }
 
     /// Takes the directories of the training part for the classes.

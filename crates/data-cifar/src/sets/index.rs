@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
 use crate::sets::arrangement::{Arrangement, PartLabels};
-use crate::sets::dataset::{Skipped, hex};
+use crate::sets::dataset::Skipped;
 use crate::sets::folder::Folder;
 
 /// What became of a file.
@@ -49,7 +49,7 @@ impl FolderIndex {
                 digest.update(outcomes[n].digest());
             }
         }
-        let sha256 = hex(&digest.finalize());
+        let sha256 = base16ct::lower::encode_string(&digest.finalize());
         Ok(Self { folder: folder.clone(), outcomes, arrangement, sha256 })
     }
 

@@ -59,18 +59,14 @@ impl Folder {
     ) -> Result<Dataset, DataError> {
         let pool = pool(threads)?;
         let path = cache.map(|directory| cache::cache_file(directory, self, true));
-        if let Some(path) = &path {
-            let cached = cache::read_images(path, self).and_then(|cached| match cached {
-                Some((index, pixels)) if !self.verify(&pool, &index, &pixels) => {
-                    Err("its images are damaged".into())
-                }
-                cached => Ok(cached),
-            });
-            match cached {
-                Ok(Some((index, pixels))) => return dataset(&index, pixels),
-                Ok(None) => {}
-                Err(reason) => not_used(path, &reason, progress),
+        let intact = |path: &Path| match cache::read_images(path, self)? {
+            Some((index, pixels)) if !self.verify(&pool, &index, &pixels) => {
+                Err("its images are damaged".into())
             }
+            cached => Ok(cached),
+        };
+        if let Some((index, pixels)) = cached(path.as_deref(), intact, progress) {
+            return dataset(&index, pixels);
         }
         let bytes = image_bytes(&self.options);
         let mut pixels = Vec::new();
@@ -100,12 +96,8 @@ impl Folder {
     ) -> Result<FolderIndex, DataError> {
         let pool = pool(threads)?;
         let path = cache.map(|directory| cache::cache_file(directory, self, false));
-        if let Some(path) = &path {
-            match cache::read_index(path, self) {
-                Ok(Some(index)) => return Ok(index),
-                Ok(None) => {}
-                Err(reason) => not_used(path, &reason, progress),
-            }
+        if let Some(index) = cached(path.as_deref(), |path| cache::read_index(path, self), progress) {
+            return Ok(index);
         }
         let decoded = self.decode_all(&pool, stop, progress, |_| ())?;
         let index = FolderIndex::new(self, decoded.outcomes)?;
@@ -171,8 +163,18 @@ struct Decoded {
     is_final: bool,
 }
 
-fn not_used(path: &Path, reason: &str, progress: &mut dyn FnMut(FolderProgress<'_>)) {
-    progress(FolderProgress::Note(&format!("the cache {} is made anew: {reason}", path.display())));
+/// What is in the cache at `path`, if it may be used; otherwise `progress` is told why not.
+fn cached<T>(
+    path: Option<&Path>,
+    read: impl FnOnce(&Path) -> Result<Option<T>, String>,
+    progress: &mut dyn FnMut(FolderProgress<'_>),
+) -> Option<T> {
+    let path = path?;
+    read(path).unwrap_or_else(|reason| {
+        let note = format!("the cache {} is made anew: {reason}", path.display());
+        progress(FolderProgress::Note(&note));
+        None
+    })
 }
 
 fn written(path: &Path, result: std::io::Result<()>, progress: &mut dyn FnMut(FolderProgress<'_>)) {
