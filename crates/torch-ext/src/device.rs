@@ -81,7 +81,7 @@ pub fn supports_bf16(device: Device) -> Result<bool, TorchExtError> {
 
 /// What NVIDIA calls a card and its driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Card {
+pub struct Gpu {
     /// `NVIDIA H100 80GB HBM3`.
     pub name: String,
     /// `580.95.05`; `None` where NVIDIA's management library is not there to ask.
@@ -92,7 +92,7 @@ pub struct Card {
 ///
 /// # Errors
 /// What libtorch says, for example that there is no CUDA device of that number.
-pub fn card(device: Device) -> Result<Option<Card>, TorchExtError> {
+pub fn gpu(device: Device) -> Result<Option<Gpu>, TorchExtError> {
     const SIZE: usize = 256;
     let device = device_number(device)?;
     let (mut found, mut name, mut driver) = (false, [0 as c_char; SIZE], [0 as c_char; SIZE]);
@@ -105,7 +105,7 @@ pub fn card(device: Device) -> Result<Option<Card>, TorchExtError> {
     };
     let text = |text: &CStr| text.to_string_lossy().into_owned();
     let driver = Some(text(driver)).filter(|driver| !driver.is_empty());
-    Ok(found.then(|| Card { name: text(name), driver }))
+    Ok(found.then(|| Gpu { name: text(name), driver }))
 }
 
 /// The devices for tests and benchmarks to run on: the processor, and the first CUDA device where there is one.
@@ -142,20 +142,20 @@ mod tests {
             if device == Device::Cpu || !Cuda::is_available() {
                 assert_eq!(memory_stats(device).unwrap(), None);
                 assert_eq!(memory_info(device).unwrap(), None);
-                assert_eq!(card(device).unwrap(), None);
+                assert_eq!(gpu(device).unwrap(), None);
                 reset_peak(device).unwrap();
             }
         }
         empty_cache().unwrap();
-        assert!(card(Device::Cuda(1000)).is_err());
+        assert!(gpu(Device::Cuda(1000)).is_err());
         if let [_, device] = test_devices()[..] {
             is_measured(device);
         }
     }
 
     fn is_measured(device: Device) {
-        let Card { name, driver } = card(device).unwrap().unwrap();
-        assert!(!name.is_empty() && card(Device::Cuda(100)).is_err());
+        let Gpu { name, driver } = gpu(device).unwrap().unwrap();
+        assert!(!name.is_empty() && gpu(Device::Cuda(100)).is_err());
         assert!(driver.is_none_or(|driver| driver.starts_with(|first: char| first.is_ascii_digit())));
         const SIZE: i64 = 64 << 20;
         let stats = || memory_stats(device).unwrap().unwrap();

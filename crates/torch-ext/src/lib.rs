@@ -10,7 +10,7 @@ mod switches;
 
 pub use autocast::Autocast;
 pub use device::{
-    Card, MemoryStats, card, empty_cache, memory_info, memory_stats, reset_peak, supports_bf16, test_devices,
+    Gpu, MemoryStats, empty_cache, gpu, memory_info, memory_stats, reset_peak, supports_bf16, test_devices,
 };
 pub use foreach::{clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, foreach_zero_};
 pub use memory_format::{channels_last, is_channels_last};

@@ -277,10 +277,11 @@ fn settle(run: &Path, status: ExitStatus) -> Result<Option<String>> {
     if !path.exists() {
         return Ok(None);
     }
+    // A run whose lock another trainer holds is that one's to settle; while this one is settled, nobody takes it.
+    let lock = File::open(run.join(layout::LOCK)).ok();
+    let held = lock.as_ref().is_some_and(|lock| lock.try_lock().is_err());
     let mut record = read_record(&path)?;
-    // After a usage error nothing was started: the record is that of an earlier run. And a run that
-    // another trainer holds the lock of is that one's to settle.
-    let held = File::open(run.join(layout::LOCK)).is_ok_and(|lock| lock.try_lock().is_err());
+    // After a usage error nothing was started: the record is that of an earlier run.
     if record.result.status == STATUS_RUNNING && !held && !matches!(status.code(), Some(0 | 2)) {
         // A second Ctrl-C, or a signal before the trainer listened, stops a run without its saying so.
         record.result.status = if is_stop(exit_code(status)) {

@@ -34,7 +34,7 @@ pub struct Fit {
 }
 
 /// What the file has under one of the network's names.
-struct Found {
+struct Stored {
     name: String,
     shape: Vec<i64>,
     dtype: Dtype,
@@ -64,11 +64,11 @@ impl WeightsFile {
         let Names { found, mut notes, prefix } =
             match_names(theirs, config, network).map_err(|problem| self.wrong(problem))?;
         let mut network = network.clone();
-        let mut found: BTreeMap<String, Found> = found
+        let mut found: BTreeMap<String, Stored> = found
             .into_iter()
             .filter_map(|(ours, name)| {
                 let (shape, dtype) = contents.remove(&name)?;
-                Some((ours, Found { name, shape, dtype }))
+                Some((ours, Stored { name, shape, dtype }))
             })
             .collect();
         self.replace_head(&mut network, &mut found, config, head, &mut notes);
@@ -76,7 +76,7 @@ impl WeightsFile {
         let mut mismatch = Mismatch { prefix, ..Mismatch::default() };
         let mut names = BTreeMap::new();
         for (ours, want) in network {
-            let Some(Found { name, shape, dtype }) = found.remove(&ours) else {
+            let Some(Stored { name, shape, dtype }) = found.remove(&ours) else {
                 mismatch.missing.push(ours);
                 continue;
             };
@@ -165,7 +165,7 @@ impl WeightsFile {
     fn replace_head(
         &self,
         network: &mut Shapes,
-        found: &mut BTreeMap<String, Found>,
+        found: &mut BTreeMap<String, Stored>,
         config: &dyn ModelConfig,
         head: Head<'_>,
         notes: &mut Vec<String>,

@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     if args.quiet {
         return Ok(());
     }
-    let mut words = match torch_ext::card(device)? {
+    let mut words = match torch_ext::gpu(device)? {
         Some(card) => {
             let driver = card.driver.map_or(String::new(), |driver| format!(", driver {driver}"));
             format!("{}{driver}", card.name)

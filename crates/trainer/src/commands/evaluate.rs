@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use data_cifar::ChannelStats;
 use tch::nn::VarStore;
 use trainer::data::presentation::Presentation;
-use trainer::data::source::{self, Part, Purpose, Source};
+use trainer::data::source::{self, Purpose, Source, Subset};
 use trainer::network::weights::{self, Card, Head, WeightsFile};
 use trainer::process::memory::Budget;
 use trainer::process::progress::{note, say};
@@ -67,8 +67,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         None => usual_split(&source, &card.data_sha256),
     };
     let (train_set, test_set) = source.sets(device)?;
-    let train = |range: &std::ops::Range<usize>| Part { set: &train_set, range: range.clone() };
-    let test = Part { set: &test_set, range: 0..test_set.len() };
+    let train = |range: &std::ops::Range<usize>| Subset { set: &train_set, range: range.clone() };
+    let test = Subset { set: &test_set, range: 0..test_set.len() };
     let parts = match split {
         Split::Train => vec![train(&source.parts.train)],
         Split::Validation => vec![train(&source.parts.validation)],

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
 use trainer::data::inspect::{Shown, sheet, summarize};
-use trainer::data::source::{self, Part, Purpose};
+use trainer::data::source::{self, Purpose, Subset};
 use trainer::process::memory::Budget;
 use trainer::process::paths::check_output;
 use trainer::process::progress::{note, show};
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let summary = summarize(&source)?;
     if let Some(output) = &args.output {
         let (set, _) = source.sets(device)?;
-        let train = Part { set: &set, range: source.parts.train.clone() };
+        let train = Subset { set: &set, range: source.parts.train.clone() };
         let stats = source.normalization(&recipe.data)?;
         let shown = Shown { recipe: &recipe, class_names: &source.class_names, stats: &stats };
         let sheet = sheet(&shown, &train, (*seed, args.epoch), args.count)?;

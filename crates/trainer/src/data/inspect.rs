@@ -10,12 +10,12 @@ use tch::{Device, Kind, Tensor};
 
 use crate::data::contact_sheet::{Pair, contact_sheet};
 use crate::data::presentation::Presentation;
-use crate::data::source::{ClassCounts, Part, Source};
+use crate::data::source::{ClassCounts, Source, Subset};
 use crate::{Error, process::table};
 
 /// What a data set holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
+pub struct DataSummary {
     /// The data set.
     pub dataset: String,
     /// SHA-256 of its images and labels.
@@ -36,12 +36,12 @@ pub struct Summary {
 ///
 /// # Errors
 /// A picture that can no longer be read.
-pub fn summarize(source: &Source) -> Result<Summary, Error> {
+pub fn summarize(source: &Source) -> Result<DataSummary, Error> {
     let classes = source.parts.counts(&source.class_names);
     let total = ClassCounts::total(&classes);
     let stats = source.channel_stats()?;
     let unit = |values: [f64; 3]| values.map(|value| (value / 255.0 * 1e6).round() / 1e6);
-    Ok(Summary {
+    Ok(DataSummary {
         dataset: source.name.clone(),
         data_sha256: source.sha256.clone(),
         classes,
@@ -52,7 +52,7 @@ pub fn summarize(source: &Source) -> Result<Summary, Error> {
     })
 }
 
-impl Summary {
+impl DataSummary {
     /// The summary for a person.
     pub fn to_text(&self) -> String {
         let classes: Vec<ClassCounts> = self.classes.iter().chain([&self.total]).cloned().collect();
@@ -98,7 +98,7 @@ pub struct Shown<'a> {
 /// libtorch's refusal, or a picture that can no longer be read.
 pub fn sheet(
     &Shown { recipe, class_names, stats }: &Shown,
-    train: &Part,
+    train: &Subset,
     (seed, epoch): (u64, u32),
     count: usize,
 ) -> Result<RgbImage, Error> {

@@ -431,14 +431,14 @@ fn split(recipe: &DataRecipe, images: usize, own: usize) -> Result<(Range<usize>
 
 /// One part of a data set on the device: which images of `set`, in order.
 #[derive(Debug, Clone)]
-pub struct Part<'a> {
+pub struct Subset<'a> {
     /// All images the part indexes into.
     pub set: &'a ImageSet,
     /// Positions of the part's images.
     pub range: Range<usize>,
 }
 
-impl Part<'_> {
+impl Subset<'_> {
     /// The part's positions in file order.
     pub fn indices(&self) -> Vec<i64> {
         (self.range.start as i64..self.range.end as i64).collect()

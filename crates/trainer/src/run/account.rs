@@ -5,7 +5,7 @@ use run_record::{
 };
 
 use crate::data::source::Source;
-use crate::run::directory::Found;
+use crate::run::directory::Earlier;
 use crate::run::evaluate::Metrics;
 use crate::run::plan::Plan;
 use crate::run::recipes::{self, Resolved};
@@ -33,11 +33,11 @@ pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<Run
     let Request { root, seed, device, .. } = request;
     let Plan { resolved: Resolved { recipe, preset }, architecture, .. } = plan;
     let reference = recipe.reference.clone();
-    let card = torch_ext::card(*device)?;
+    let card = torch_ext::gpu(*device)?;
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     // A run that goes on keeps what it was.
-    let (started_at, resumed_from, deterministic) = match (&plan.found, &plan.checkpoint) {
-        (Found::Unfinished(earlier), Some(checkpoint)) => {
+    let (started_at, resumed_from, deterministic) = match (&plan.earlier, &plan.checkpoint) {
+        (Earlier::Unfinished(earlier), Some(checkpoint)) => {
             let places = earlier.resumed_from.iter().cloned().chain([checkpoint.position.to_string()]);
             (earlier.result.started_at.clone(), places.collect(), earlier.deterministic)
         }

@@ -39,7 +39,7 @@ pub struct Checkpoint {
 
 /// What [`find`] found.
 #[derive(Debug)]
-pub struct Found {
+pub struct Newest {
     /// The newest whole checkpoint.
     pub checkpoint: Option<Checkpoint>,
     /// Why each newer one is not it, and what killed processes left.
@@ -141,15 +141,15 @@ fn remedy(error: &io::Error) -> &'static str {
 ///
 /// # Errors
 /// A directory that cannot be listed. A checkpoint that cannot be read is passed over.
-pub fn find(directory: &Path, compared_only: &[&str]) -> Result<Found, CheckpointError> {
+pub fn find(directory: &Path, compared_only: &[&str]) -> Result<Newest, CheckpointError> {
     let (positions, mut passed_over) = list(directory)?;
     for &position in positions.iter().rev() {
         match load(directory, position, compared_only) {
-            Ok(checkpoint) => return Ok(Found { checkpoint: Some(checkpoint), passed_over }),
+            Ok(checkpoint) => return Ok(Newest { checkpoint: Some(checkpoint), passed_over }),
             Err(error) => passed_over.push(error),
         }
     }
-    Ok(Found { checkpoint: None, passed_over })
+    Ok(Newest { checkpoint: None, passed_over })
 }
 
 /// The positions of all checkpoints, whole or not, in the order of training.

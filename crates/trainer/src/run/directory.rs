@@ -38,7 +38,7 @@ pub struct RunDir {
 
 /// What a run directory holds before a run starts.
 #[derive(Debug)]
-pub enum Found {
+pub enum Earlier {
     /// Nothing of a run, or one that failed before it had anything to lose.
     Nothing,
     /// A run of this recipe and seed that did not finish, or whose weights are gone.
@@ -114,18 +114,18 @@ impl RunDir {
     ///
     /// # Errors
     /// A run of another recipe, seed or precision, files of nobody's run, or files that cannot be read.
-    pub fn find(&self, recipe: &Recipe, seed: u64, precision: Precision) -> Result<Found, Error> {
+    pub fn find(&self, recipe: &Recipe, seed: u64, precision: Precision) -> Result<Earlier, Error> {
         let unreadable =
             |name: &str, problem| self.in_the_way(format!("its {name} cannot be read ({problem})"));
         let Some(record) = self.read(RECORD)? else {
             return match FILES.iter().chain(&DIRECTORIES).find(|name| self.file(name).exists()) {
                 Some(name) => Err(self.in_the_way(format!("it has a {name} that belongs to no run"))),
-                None => Ok(Found::Nothing),
+                None => Ok(Earlier::Nothing),
             };
         };
         let record = RunRecord::parse(&record).map_err(|problem| unreadable(RECORD, problem))?;
         if record.result.status.starts_with(STATUS_FAILED) && self.has_nothing_to_lose()? {
-            return Ok(Found::Nothing);
+            return Ok(Earlier::Nothing);
         }
         let old = match self.recipe()? {
             Some(old) => old,
@@ -147,14 +147,14 @@ impl RunDir {
         let complete = record.result.status == STATUS_COMPLETE;
         let weights = recipe.train.select.weights_file();
         if !complete || !self.file(weights).exists() {
-            return Ok(Found::Unfinished(Box::new(record))); // a checkpoint has the weights
+            return Ok(Earlier::Unfinished(Box::new(record))); // a checkpoint has the weights
         }
         if sha256_file(&self.file(weights)).ok() != record.weights_sha256 {
             let problem =
                 format!("its {weights} is not the one it recorded (without it, a checkpoint's is taken)");
             return Err(self.in_the_way(problem));
         }
-        Ok(Found::Finished(Box::new(record)))
+        Ok(Earlier::Finished(Box::new(record)))
     }
 
     /// The recipe of the run that is there.
@@ -171,8 +171,8 @@ impl RunDir {
     ///
     /// # Errors
     /// It saw others.
-    pub fn check_data(&self, found: &Found, data_sha256: &str) -> Result<(), Error> {
-        let (Found::Unfinished(record) | Found::Finished(record)) = found else { return Ok(()) };
+    pub fn check_data(&self, found: &Earlier, data_sha256: &str) -> Result<(), Error> {
+        let (Earlier::Unfinished(record) | Earlier::Finished(record)) = found else { return Ok(()) };
         let seen = &record.result.data_sha256;
         if seen == data_sha256 {
             return Ok(());

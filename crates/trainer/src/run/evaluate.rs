@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::data::presentation::Presentation;
-use crate::data::source::Part;
+use crate::data::source::Subset;
 use crate::optim::loss::loss;
 use crate::process::signals::Stop;
 
@@ -106,7 +106,7 @@ impl Sums {
 /// libtorch's refusal to make a batch, a picture that cannot be read, or somebody who wants to stop.
 pub fn evaluate(
     network: &dyn Model,
-    parts: &[Part<'_>],
+    parts: &[Subset<'_>],
     presentation: &Presentation,
     train: &TrainRecipe,
     stop: &Stop,

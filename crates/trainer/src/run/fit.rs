@@ -11,7 +11,7 @@ use torch_ext::foreach_norm;
 
 use crate::Error;
 use crate::data::presentation::{Presentation, Shown};
-use crate::data::source::Part;
+use crate::data::source::Subset;
 use crate::optim::loss::loss;
 use crate::optim::precision::Precision;
 use crate::optim::schedule::LearningRate;
@@ -33,9 +33,9 @@ pub struct Job<'a> {
     /// Its tensors.
     pub vs: &'a VarStore,
     /// Images to learn from.
-    pub train: Part<'a>,
+    pub train: Subset<'a>,
     /// Images to choose the best epoch by.
-    pub validation: Part<'a>,
+    pub validation: Subset<'a>,
     /// How images are fed.
     pub presentation: Presentation,
     /// Arithmetic of a step.
@@ -328,7 +328,7 @@ mod tests {
         let presentation = Presentation::new(recipe, &stats, 10, Device::Cpu).unwrap();
         let mut state = State::new(&vs, &architecture, recipe).unwrap();
         let draw = Draw { seed: 1, epoch: 1, repeats: 1 };
-        let order = Part { set: &set, range: source.parts.train.clone() }.indices();
+        let order = Subset { set: &set, range: source.parts.train.clone() }.indices();
         let shown = presentation.epoch(&set, &order, 128, draw, 0).unwrap().next().unwrap().unwrap();
         let (loss, logits) =
             update(network.as_ref(), &recipe.train, Precision::F32, &mut state, &shown, 0.1).unwrap();

@@ -16,7 +16,7 @@ use crate::optim::schedule::LearningRate;
 use crate::process::memory::in_words;
 use crate::process::progress::{Output, say, show as show_lines};
 use crate::process::signals::Stop;
-use crate::run::directory::Found;
+use crate::run::directory::Earlier;
 use crate::run::fit::update;
 use crate::run::plan::Plan;
 use crate::run::request::Request;
@@ -91,8 +91,8 @@ pub fn show(request: &Request, stop: &Stop) -> Result<(), Error> {
     if request.output == Output::Text {
         show_lines(&outline.to_text());
     }
-    let tried = match plan.found {
-        Found::Finished(_) => None,
+    let tried = match plan.earlier {
+        Earlier::Finished(_) => None,
         _ => Some(try_steps(&plan, request, &outline, stop)?),
     };
     match (request.output, tried) {
@@ -187,16 +187,16 @@ impl Outline {
 }
 
 fn start(plan: &Plan, request: &Request) -> String {
-    match (&plan.found, &plan.checkpoint) {
-        (Found::Finished(_), _) => "finished already, would be reused".to_owned(),
-        (Found::Unfinished(_), Some(checkpoint)) => {
+    match (&plan.earlier, &plan.checkpoint) {
+        (Earlier::Finished(_), _) => "finished already, would be reused".to_owned(),
+        (Earlier::Unfinished(_), Some(checkpoint)) => {
             format!("goes on from checkpoint {}", checkpoint.position)
         }
-        (Found::Unfinished(_), None) => "starts over, there is no checkpoint".to_owned(),
-        (Found::Nothing, _) if request.fresh && plan.run.as_ref().is_some_and(|run| run.has_record()) => {
+        (Earlier::Unfinished(_), None) => "starts over, there is no checkpoint".to_owned(),
+        (Earlier::Nothing, _) if request.fresh && plan.run.as_ref().is_some_and(|run| run.has_record()) => {
             "replaces the run that is there".to_owned()
         }
-        (Found::Nothing, _) => "new".to_owned(),
+        (Earlier::Nothing, _) => "new".to_owned(),
     }
 }
 

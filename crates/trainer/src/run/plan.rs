@@ -19,7 +19,7 @@ use crate::optim::schedule::LearningRate;
 use crate::process::memory::{Budget, Limit, in_words};
 use crate::process::signals::Stop;
 use crate::run::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::run::directory::{self, Found, RunDir};
+use crate::run::directory::{self, Earlier, RunDir};
 use crate::run::recipes::Resolved;
 use crate::run::request::Request;
 use crate::run::state::KEPT;
@@ -44,7 +44,7 @@ pub struct Plan {
     /// The same, locked, if it exists.
     pub run: Option<RunDir>,
     /// What it holds.
-    pub found: Found,
+    pub earlier: Earlier,
     /// The checkpoint to go on from.
     pub checkpoint: Option<Checkpoint>,
     /// What memory it takes.
@@ -89,10 +89,10 @@ impl Plan {
         let recipe = &resolved.recipe;
         let found = match (earlier, &weights) {
             (Some(run), Some(_)) => problems.take(run.find(recipe, request.seed, request.precision)),
-            _ => Some(Found::Nothing),
+            _ => Some(Earlier::Nothing),
         };
         let checkpoint = match (earlier, &found) {
-            (Some(run), Some(Found::Unfinished(_))) => {
+            (Some(run), Some(Earlier::Unfinished(_))) => {
                 problems.take(run.tidy().and_then(|()| newest_checkpoint(run, notes))).flatten()
             }
             _ => None,
@@ -126,7 +126,7 @@ impl Plan {
         // The weights fit a network or not whatever else is wrong, but large networks take seconds to be drawn.
         let wanted = problems.0.is_empty() || recipe.initial_weights.is_some();
         let network = architecture.filter(|_| wanted).and_then(|architecture| {
-            let starts_elsewhere = checkpoint.is_some() || matches!(found, Some(Found::Finished(_)));
+            let starts_elsewhere = checkpoint.is_some() || matches!(found, Some(Earlier::Finished(_)));
             let initial = recipe.initial_weights.as_ref().filter(|_| !starts_elsewhere);
             let class_names = listing.as_ref().map(|listing| listing.class_names.as_slice());
             let initial = initial.map(|initial| (initial, weights.flatten(), class_names));
@@ -160,7 +160,7 @@ impl Plan {
                     stream,
                     path,
                     run,
-                    found,
+                    earlier: found,
                     checkpoint,
                     memory,
                     notes: Vec::new(),
@@ -203,9 +203,9 @@ impl Plan {
         }
         let run = RunDir::open(&self.path)?;
         match run.find(&self.resolved.recipe, request.seed, request.precision)? {
-            Found::Nothing => Ok(run),
+            Earlier::Nothing => Ok(run),
             // This plan would take its place.
-            Found::Unfinished(_) | Found::Finished(_) => Err(Error::RunDir {
+            Earlier::Unfinished(_) | Earlier::Finished(_) => Err(Error::RunDir {
                 path: self.path.clone(),
                 problem: "another trainer began this run meanwhile; the same command goes on from there"
                     .to_owned(),

@@ -9,14 +9,14 @@ use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine};
 use serde_json::json;
 
 use crate::data::presentation::Presentation;
-use crate::data::source::{Part, Source};
+use crate::data::source::{Source, Subset};
 use crate::network::summary::grouped;
 use crate::network::weights::{self, Card, Head};
 use crate::process::progress::Progress;
 use crate::process::signals::Stop;
 use crate::run::account::{Finished, finish, new_record, verdict};
 use crate::run::checkpoint::Checkpoint;
-use crate::run::directory::{Found, RunDir};
+use crate::run::directory::{Earlier, RunDir};
 use crate::run::evaluate::evaluate;
 use crate::run::fit::{Job, fit};
 use crate::run::keeper::Keeper;
@@ -40,8 +40,8 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
     let (output, model) = (request.output, request.resolved.recipe.model.name.as_str());
     let source = plan.read_data(request, stop)?;
     let run = plan.open_run(request)?;
-    run.check_data(&plan.found, &source.sha256)?;
-    if let Found::Finished(record) = &plan.found {
+    run.check_data(&plan.earlier, &source.sha256)?;
+    if let Earlier::Finished(record) = &plan.earlier {
         output.say(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
         output.event("result", json!({ "result": record.result }));
         return Ok(());
@@ -127,7 +127,7 @@ fn train_and_test(
         keeper.publish_weights(&state)?;
         run.write_history(&state.counters.history)?;
     }
-    let train = Part { set: &train_set, range: source.parts.train.clone() };
+    let train = Subset { set: &train_set, range: source.parts.train.clone() };
     if let Some(histograms) = request.tensorboard {
         let updates = state.counters.updates;
         let mut board = Board::open(run.file(TENSORBOARD), updates, histograms)?;
@@ -143,7 +143,7 @@ fn train_and_test(
         network: network.as_ref(),
         vs,
         train,
-        validation: Part { set: &train_set, range: source.parts.validation.clone() },
+        validation: Subset { set: &train_set, range: source.parts.validation.clone() },
         presentation,
         precision: *precision,
         progress: &progress,
@@ -162,7 +162,7 @@ fn train_and_test(
     let kept = state.kept.ok_or_else(|| Error::Training("no epoch was trained".to_owned()))?;
     // Tested are the weights on disk, as anyone would load them.
     weights::load(vs, architecture, &run.file(recipe.train.select.weights_file()), Head::Same)?;
-    let test = Part { set: &test_set, range: 0..test_set.len() };
+    let test = Subset { set: &test_set, range: 0..test_set.len() };
     let test = evaluate(job.network, &[test], &job.presentation, &recipe.train, stop)?;
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
@@ -175,7 +175,7 @@ fn train_and_test(
 
 /// Makes the directory the run's. What it holds of another one is set aside.
 fn begin(run: &RunDir, plan: &Plan, record: &RunRecord) -> Result<(), Error> {
-    if matches!(plan.found, Found::Nothing) {
+    if matches!(plan.earlier, Earlier::Nothing) {
         run.set_aside()?;
     }
     // The record first: a directory with one is known to be a run's.
@@ -243,7 +243,7 @@ fn keeper<'a>(
         },
         machine: Machine {
             device: environment::device_name(*device),
-            gpu: torch_ext::card(*device)?.map(|card| card.name),
+            gpu: torch_ext::gpu(*device)?.map(|card| card.name),
             threads: tch::get_num_threads(),
             cpu: machine::cpu(),
             libtorch: environment::LIBTORCH.to_owned(),

@@ -56,7 +56,7 @@ fn three() -> (TempDir, PathBuf) {
 }
 
 fn found(directory: &Path) -> (Option<Checkpoint>, Vec<String>) {
-    let Found { checkpoint, passed_over } = find(directory, &[]).unwrap();
+    let Newest { checkpoint, passed_over } = find(directory, &[]).unwrap();
     (checkpoint, passed_over.iter().map(ToString::to_string).collect())
 }
 
