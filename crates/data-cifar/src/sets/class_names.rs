@@ -1,133 +1,27 @@
-//! The names of the classes of CIFAR-10 and CIFAR-100.
+//! The names of the classes of CIFAR-10 and CIFAR-100, with blanks between them.
 
 /// CIFAR-10's classes in label order, as in `batches.meta.txt`.
-pub(crate) const CIFAR10_CLASSES: [&str; 10] =
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+pub(crate) const CIFAR10_CLASSES: &str = "airplane automobile bird cat deer dog frog horse ship truck";
 
 /// CIFAR-100's coarse classes in label order, as in `coarse_label_names.txt`.
-pub(crate) const CIFAR100_COARSE_CLASSES: [&str; 20] = [
-    "aquatic_mammals",
-    "fish",
-    "flowers",
-    "food_containers",
-    "fruit_and_vegetables",
-    "household_electrical_devices",
-    "household_furniture",
-    "insects",
-    "large_carnivores",
-    "large_man-made_outdoor_things",
-    "large_natural_outdoor_scenes",
-    "large_omnivores_and_herbivores",
-    "medium_mammals",
-    "non-insect_invertebrates",
-    "people",
-    "reptiles",
-    "small_mammals",
-    "trees",
-    "vehicles_1",
-    "vehicles_2",
-];
+pub(crate) const CIFAR100_COARSE_CLASSES: &str = "\
+    aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices \
+    household_furniture insects large_carnivores large_man-made_outdoor_things \
+    large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals non-insect_invertebrates \
+    people reptiles small_mammals trees vehicles_1 vehicles_2";
 
 /// CIFAR-100's fine classes in label order, as in `fine_label_names.txt`.
-pub(crate) const CIFAR100_CLASSES: [&str; 100] = [
-    "apple",
-    "aquarium_fish",
-    "baby",
-    "bear",
-    "beaver",
-    "bed",
-    "bee",
-    "beetle",
-    "bicycle",
-    "bottle",
-    "bowl",
-    "boy",
-    "bridge",
-    "bus",
-    "butterfly",
-    "camel",
-    "can",
-    "castle",
-    "caterpillar",
-    "cattle",
-    "chair",
-    "chimpanzee",
-    "clock",
-    "cloud",
-    "cockroach",
-    "couch",
-    "crab",
-    "crocodile",
-    "cup",
-    "dinosaur",
-    "dolphin",
-    "elephant",
-    "flatfish",
-    "forest",
-    "fox",
-    "girl",
-    "hamster",
-    "house",
-    "kangaroo",
-    "keyboard",
-    "lamp",
-    "lawn_mower",
-    "leopard",
-    "lion",
-    "lizard",
-    "lobster",
-    "man",
-    "maple_tree",
-    "motorcycle",
-    "mountain",
-    "mouse",
-    "mushroom",
-    "oak_tree",
-    "orange",
-    "orchid",
-    "otter",
-    "palm_tree",
-    "pear",
-    "pickup_truck",
-    "pine_tree",
-    "plain",
-    "plate",
-    "poppy",
-    "porcupine",
-    "possum",
-    "rabbit",
-    "raccoon",
-    "ray",
-    "road",
-    "rocket",
-    "rose",
-    "sea",
-    "seal",
-    "shark",
-    "shrew",
-    "skunk",
-    "skyscraper",
-    "snail",
-    "snake",
-    "spider",
-    "squirrel",
-    "streetcar",
-    "sunflower",
-    "sweet_pepper",
-    "table",
-    "tank",
-    "telephone",
-    "television",
-    "tiger",
-    "tractor",
-    "train",
-    "trout",
-    "tulip",
-    "turtle",
-    "wardrobe",
-    "whale",
-    "willow_tree",
-    "wolf",
-    "woman",
-    "worm",
-];
+pub(crate) const CIFAR100_CLASSES: &str = "\
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly \
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup \
+    dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower \
+    leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid \
+    otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray \
+    road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar \
+    sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle \
+    wardrobe whale willow_tree wolf woman worm";
+
+/// The names in such a list.
+pub(crate) fn names(list: &str) -> Vec<String> {
+    list.split_whitespace().map(str::to_owned).collect()
+}
