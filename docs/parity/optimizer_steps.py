@@ -13,7 +13,6 @@ STEPS, COUNT = 10, 5
 OPTIMIZERS = {
     "adamw": (torch.optim.AdamW, dict(lr=1e-2, weight_decay=0.05)),
     "adamw, betas and eps": (torch.optim.AdamW, dict(lr=1e-2, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.0)),
-    "adam": (torch.optim.Adam, dict(lr=1e-2, weight_decay=0.05)),
     "sgd": (torch.optim.SGD, dict(lr=1e-2, weight_decay=0.05)),
     "sgd, momentum": (torch.optim.SGD, dict(lr=1e-2, momentum=0.9, weight_decay=0.05)),
     "sgd, nesterov": (torch.optim.SGD, dict(lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.05)),
