@@ -75,7 +75,7 @@ impl Folder {
     }
 }
 
-/// The files shuffled within their classes and then merged in proportion; see [`list_folder`].
+/// The files shuffled within their classes and then merged in proportion; see [`list_folder`](crate::list_folder).
 fn stratified(files: &[usize], labels: &[u16]) -> Vec<usize> {
     let mut classes = BTreeMap::<u16, Vec<usize>>::new();
     for &file in files {

@@ -1,4 +1,4 @@
-//! A data set in main memory, as plain data, and how its training part is split.
+//! A data set in main memory, as plain data.
 
 use std::fmt;
 
@@ -66,14 +66,13 @@ pub struct Dataset {
     pub name: String,
     /// Name of each class, in label order.
     pub class_names: Vec<String>,
-    /// The training part; validation images are cut from it with [`split`].
+    /// The training part; who uses it holds validation images out of it.
     pub train: Labelled,
     /// The test part.
     pub test: Labelled,
     /// The coarse labels, for a data set that has them (CIFAR-100).
     pub coarse: Option<CoarseLabels>,
-    /// How many of the last training images the set itself holds out for validation (a folder's `val`); 0 where
-    /// it leaves that to [`split`].
+    /// How many of the last training images the set itself holds out for validation (a folder's `val`).
     pub validation: usize,
     /// The pictures of a folder that could not be decoded.
     pub skipped: Vec<Skipped>,
