@@ -41,10 +41,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Provide libtorch; every command that needs it does this first
+    /// Prepare libtorch; every command that needs it does this first
     #[command(after_help = "Example:\n  cargo xtask setup --flavor cpu")]
     Setup(setup::Setup),
-    /// Print what is found on this machine, what is wrong, and what mends it
+    /// Diagnose this machine and suggest fixes
     #[command(after_help = "Example:\n  cargo xtask doctor")]
     Doctor,
     /// Fetch a data set into the cache and link it in datasets/
@@ -84,27 +84,27 @@ enum Task {
         after_help = "Examples:\n  cargo xtask summary --help\n  cargo xtask summary vit_reference"
     )]
     Summary(Passed),
-    /// Run images from a file through a network with given weights; the arguments are the trainer's
+    /// Run images from a file through a network; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
         after_help = "Examples:\n  cargo xtask forward --help\n  \
                             cargo xtask forward vit_tiny_patch16_224 --weights vit.safetensors --input images.safetensors --output logits.safetensors"
     )]
     Forward(Passed),
-    /// Show what a recipe's data holds and what training makes of it; the arguments are the trainer's
+    /// Show a recipe's data set and augmented images; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
         after_help = "Examples:\n  cargo xtask inspect --help\n  \
                             cargo xtask inspect --model cct_reference --preset quick --output sheet.png"
     )]
     Inspect(Passed),
-    /// Write a network's freshly drawn weights; the arguments are the trainer's
+    /// Write a network's initial weights; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
         after_help = "Examples:\n  cargo xtask init --help\n  cargo xtask init gcvit_xxtiny --output fresh.safetensors"
     )]
     Init(Passed),
-    /// Say what a device is, and whether it computes; the arguments are the trainer's
+    /// Describe a device and test that it computes; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
         after_help = "Examples:\n  cargo xtask device --help\n  cargo xtask device cuda:0"
@@ -117,7 +117,7 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         results: Option<PathBuf>,
     },
-    /// Kill trainers at random moments, and check that nothing is lost by it
+    /// Kill trainers at random moments and check that they resume without loss
     #[command(after_help = "Examples:\n  cargo xtask soak --kills 10 --models vit\n  \
                             cargo xtask soak --kills 100 --set train.epochs=2")]
     Soak(soak::Soak),

@@ -20,15 +20,15 @@ use trainer::run::recipes::{self, Resolved};
 
 #[derive(Debug, clap::Args)]
 pub struct NetworkArgs {
-    /// Network; `list` shows them.
+    /// Network, one of `list`.
     pub model: String,
-    /// Number of classes, if not the variant's.
+    /// Number of classes.
     #[arg(long, value_name = "N")]
     pub num_classes: Option<i64>,
-    /// Side of the images in pixels, if not the variant's.
+    /// Image size in pixels.
     #[arg(long, value_name = "S")]
     pub image_size: Option<i64>,
-    /// Replace a field of the network's configuration, `model.depth=2`; repeatable.
+    /// Override a field of the configuration, e.g. model.depth=2; repeatable.
     #[arg(long = "set", value_name = "model.FIELD=VALUE")]
     pub sets: Vec<String>,
 }
@@ -36,16 +36,16 @@ pub struct NetworkArgs {
 /// Which recipe, on which data.
 #[derive(Debug, clap::Args)]
 pub struct RecipeArgs {
-    /// Network; `list` shows them. With --recipe it replaces the recipe's.
+    /// Network, one of `list`; overrides that of --recipe.
     #[arg(long, required_unless_present = "recipe")]
     pub model: Option<String>,
-    /// Set of recipes: a directory in recipes/.
+    /// Preset: a directory in recipes/.
     #[arg(long, required_unless_present = "recipe", conflicts_with = "recipe")]
     pub preset: Option<String>,
-    /// Recipe file of your own.
+    /// Your own recipe file.
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// Replace a value of the recipe, `train.epochs=2` or `model.embed_dim=64`; repeatable.
+    /// Override a value of the recipe, e.g. train.epochs=2 or model.embed_dim=64; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
     #[command(flatten)]
@@ -61,10 +61,10 @@ pub struct RecipeArgs {
 /// Where the data is.
 #[derive(Debug, clap::Args)]
 pub struct DataArgs {
-    /// Directory of the data set, if not where `cargo xtask fetch` puts it; of the pictures for a folder.
+    /// Directory of the data set, if not where `cargo xtask fetch` puts it, or of an image folder.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Decode the pictures of a folder as they are needed, even if they would fit in memory.
+    /// Decode an image folder batch by batch, even if it would fit in memory.
     #[arg(long)]
     pub stream: bool,
 }

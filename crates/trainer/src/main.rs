@@ -25,12 +25,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Train one network by a preset's recipe or one of your own.
+    /// Train a network with a preset or your own recipe.
     #[command(
         after_help = "Example: trainer train --model convmixer_reference --preset quick --set train.epochs=2"
     )]
     Train(train::Args),
-    /// Measure a trained network on one part of its data.
+    /// Evaluate trained weights on a split of their data.
     #[command(
         after_help = "Example: trainer evaluate --weights results/runs/convmixer_reference--quick--s0/last.safetensors"
     )]
@@ -41,21 +41,20 @@ enum Command {
     /// Show a network layer by layer: output shapes, parameters, multiply-accumulates.
     #[command(after_help = "Example: trainer summary vit_reference")]
     Summary(summary::Args),
-    /// Run images from a safetensors file through a network with given weights, and write logits,
-    /// features and attention to another.
+    /// Run images from a safetensors file through a network and write logits, features and attention.
     #[command(
         after_help = "Example: trainer forward vit_tiny_patch16_224 --weights vit.safetensors --input images.safetensors --output logits.safetensors"
     )]
     Forward(forward::Args),
-    /// Show what a recipe's data holds, and what training makes of its images.
+    /// Show a recipe's data set and augmented images.
     #[command(
         after_help = "Example: trainer inspect --model cct_reference --preset reference --output sheet.png"
     )]
     Inspect(inspect::Args),
-    /// Write a network's freshly drawn weights, so that another program can start from the same.
+    /// Write the initial weights of a network.
     #[command(after_help = "Example: trainer init gcvit_xxtiny --output fresh.safetensors")]
     Init(init::Args),
-    /// Say what a device is, and whether it computes.
+    /// Describe a device and test that it computes.
     #[command(after_help = "Example: trainer device cuda:0")]
     Device(device::Args),
 }

@@ -17,10 +17,10 @@ use super::{DataArgs, listen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Weights of a run.
+    /// Weights file of a run.
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// Part of the data [default: test; all of a folder that is neither the one trained on nor divided].
+    /// Split to evaluate [default: test, or all of an undivided folder other than the one trained on].
     #[arg(long, value_enum)]
     split: Option<Split>,
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub struct Args {
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Print one JSON object instead of words.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }

@@ -13,10 +13,10 @@ use super::NetworkArgs;
 pub struct Args {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Weights; with --num-classes, a head for another number of classes is left as drawn.
+    /// Weights; with --num-classes, a head of another size is left at its initial values.
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// File with a tensor `input` [B, 3, H, W], scaled, normalised and resized as the network sees it.
+    /// File with a tensor `input` [B, 3, H, W], resized and normalised as the network expects.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// File to write.

@@ -13,7 +13,7 @@ use super::NetworkArgs;
 pub struct Args {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Seed of the draws.
+    /// Seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// File to write.

@@ -18,16 +18,16 @@ use super::{DataArgs, RecipeArgs, listen, say_json};
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Write a picture of training images beside their originals, PNG.
+    /// Write a PNG of augmented images beside the originals.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Images on the picture, from the first batch.
+    /// Number of images, from the first batch.
     #[arg(long, default_value_t = 16, value_parser = parse_count)]
     count: usize,
-    /// Epoch whose draws are shown.
+    /// Epoch whose augmentation is shown.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     epoch: u32,
-    /// Print one JSON object instead of a table.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }

@@ -13,9 +13,9 @@ use super::say_json;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Show only names that match, `*` and `?` as in a shell.
+    /// Show only matching names; * and ? are wildcards.
     pattern: Option<String>,
-    /// Print a JSON array, configurations included.
+    /// Print JSON, with configurations.
     #[arg(long)]
     json: bool,
 }

@@ -9,7 +9,7 @@ use super::{NetworkArgs, say_json};
 pub struct Args {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Print one JSON object instead of a table.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }

@@ -15,44 +15,43 @@ use super::{RecipeArgs, listen};
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Start from these weights; a head for other classes is drawn anew.
+    /// Initial weights; the head is re-initialised for other classes.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     /// Run directory [default: results/runs/<model>--<preset>--s<seed>].
     #[arg(long, value_name = "RUN_DIR")]
     out: Option<PathBuf>,
-    /// Start over and replace whatever the run directory holds; without it a stopped run goes on.
+    /// Start over and replace the run; otherwise an interrupted run is resumed.
     #[arg(long)]
     fresh: bool,
-    /// Check everything and say what would be done, with the time and memory of a step, and do no more.
+    /// Check everything, time a few steps, print the plan, and stop.
     #[arg(long)]
     dry_run: bool,
-    /// Arithmetic of a training step; auto is bf16 where the device computes in it.
+    /// Precision of training steps.
     #[arg(long, value_enum, default_value = "f32")]
     precision: precision::Choice,
-    /// On a GPU, use algorithms that give the same bytes every time: slower, by how much depends. On the processor this
-    /// changes nothing, it is so anyway.
+    /// Use deterministic GPU algorithms only, which is slower; the CPU is deterministic in any case.
     #[arg(long)]
     deterministic: bool,
-    /// Save a checkpoint after every N steps, besides those after every epoch.
+    /// Also save a checkpoint every N steps.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_steps: Option<u64>,
-    /// Save a checkpoint when M minutes have passed since the last.
+    /// Also save a checkpoint every M minutes.
     #[arg(long, value_name = "M")]
     checkpoint_minutes: Option<f64>,
-    /// Newest checkpoints to leave.
+    /// Number of recent checkpoints to keep.
     #[arg(long, value_name = "N", default_value_t = 2)]
     keep_last: usize,
-    /// Checkpoints of the best epochs to leave.
+    /// Number of best checkpoints to keep.
     #[arg(long, value_name = "K", default_value_t = 1)]
     keep_best: usize,
-    /// Write events for TensorBoard into the run directory.
+    /// Write TensorBoard events to the run directory.
     #[arg(long)]
     tensorboard: bool,
-    /// With them the distribution of every tensor after each epoch.
+    /// Add a histogram of every tensor per epoch.
     #[arg(long, requires = "tensorboard")]
     histograms: bool,
-    /// Print a JSON object per line instead of words.
+    /// Print JSON lines.
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
     /// Print errors only.

@@ -11,9 +11,9 @@ use crate::Error;
 pub enum Choice {
     /// bf16 where the device computes in it, f32 elsewhere.
     Auto,
-    /// See [`Precision::F32`].
+    /// Single precision.
     F32,
-    /// See [`Precision::Bf16`].
+    /// Matrix products and convolutions in bf16, the rest in f32.
     Bf16,
 }
 
