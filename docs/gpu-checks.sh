@@ -82,7 +82,7 @@ fi
 echo "== the tests, on the processor and on the card"
 for program in "$PROGRAMS"/tests/*; do
   crate=data-cifar
-  case "$(basename "$program")" in torch_ext | optimizers) crate=torch-ext ;; esac
+  case "$(basename "$program")" in torch_ext | optimizers | switches) crate=torch-ext ;; esac
   (cd "$BUILT/crates/$crate" && timeout "$LIMIT" "${TORCH[@]}" "$program" --quiet) >"$SCRATCH/test" 2>&1 || {
     wrong "$(basename "$program")"
     grep -E "panicked|^test .*FAILED|left|right" -A1 "$SCRATCH/test" | head -20

@@ -187,7 +187,8 @@ pub fn fused_sgd_(
             sgd.momentum,
             sgd.weight_decay,
             sgd.nesterov,
-            first_step,
+            // Without buffers it means nothing, and libtorch would warn.
+            first_step && sgd.momentum != 0.0,
         )
     })
 }
