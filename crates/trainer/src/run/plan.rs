@@ -98,20 +98,7 @@ impl Plan {
             _ => None,
         };
 
-        let listing = problems.take(source::list(
-            recipe,
-            &request.root,
-            request.data_dir.as_deref(),
-            Purpose::Training,
-        ));
-        if let Some(listing) = &listing {
-            notes.extend(listing.notes.iter().cloned());
-            let (faults, remarks) = listing.parts.judge(&listing.class_names, recipe);
-            problems.0.extend(faults);
-            notes.extend(remarks);
-            let images = listing.parts.train.len();
-            problems.take(LearningRate::new(recipe, images).check());
-        }
+        let listing = listed(request, recipe, &mut problems, notes);
         let classes = listing.as_ref().map(|listing| listing.class_names.len() as i64);
         let classes = classes.or(source::class_count(recipe.dataset));
         problems.take(Presentation::new(recipe, &ChannelStats::UNIT, classes.unwrap_or(2), Device::Cpu));
@@ -142,15 +129,7 @@ impl Plan {
             (Some((architecture, vs, network)), Some(listing), Some(found), Some(memory))
                 if problems.0.is_empty() =>
             {
-                let short_of = memory.short_of().filter(|_| listing.can_stream());
-                if let (Some(Limit { bytes, by }), false) = (short_of, request.stream) {
-                    notes.push(format!(
-                        "the pictures would take {} of {}, {by}; they are decoded as they are needed (--stream)",
-                        in_words(memory.pictures),
-                        in_words(bytes)
-                    ));
-                }
-                let stream = short_of.is_some() || (request.stream && listing.can_stream());
+                let stream = streams(request, &memory, &listing, notes);
                 Ok(Self {
                     resolved,
                     architecture,
@@ -212,6 +191,36 @@ impl Plan {
             }),
         }
     }
+}
+
+/// The data of the recipe, if it can be found and divided.
+fn listed(
+    request: &Request,
+    recipe: &Recipe,
+    problems: &mut Problems,
+    notes: &mut Vec<String>,
+) -> Option<Listing> {
+    let data_dir = request.data_dir.as_deref();
+    let listing = problems.take(source::list(recipe, &request.root, data_dir, Purpose::Training))?;
+    notes.extend(listing.notes.iter().cloned());
+    let (faults, remarks) = listing.parts.judge(&listing.class_names, recipe);
+    problems.0.extend(faults);
+    notes.extend(remarks);
+    problems.take(LearningRate::new(recipe, listing.parts.train.len()).check());
+    Some(listing)
+}
+
+/// Whether pictures are decoded as they are needed: on request, or where there is too little memory for all of them.
+fn streams(request: &Request, memory: &Budget, listing: &Listing, notes: &mut Vec<String>) -> bool {
+    let short_of = memory.short_of().filter(|_| listing.can_stream());
+    if let (Some(Limit { bytes, by }), false) = (short_of, request.stream) {
+        notes.push(format!(
+            "the pictures would take {} of {}, {by}; they are decoded as they are needed (--stream)",
+            in_words(memory.pictures),
+            in_words(bytes)
+        ));
+    }
+    short_of.is_some() || (request.stream && listing.can_stream())
 }
 
 /// What is wrong so far.

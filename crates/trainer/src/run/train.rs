@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use data_cifar::ChannelStats;
+use image::RgbImage;
 use run_record::layout::{RECIPE, TENSORBOARD};
 use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine};
 use serde_json::json;
@@ -129,13 +130,9 @@ fn train_and_test(
     }
     let train = Subset { set: &train_set, range: source.parts.train.clone() };
     if let Some(histograms) = request.tensorboard {
-        let updates = state.counters.updates;
-        let mut board = Board::open(run.file(TENSORBOARD), updates, histograms)?;
-        if updates == 0 {
-            let shown = inspect::Shown { recipe, class_names: &source.class_names, stats: &stats };
-            board.picture(0, "train/images", &inspect::sheet(&shown, &train, (*seed, 1), 16)?.into())?;
-        }
-        keeper.board = Some(board);
+        let shown = inspect::Shown { recipe, class_names: &source.class_names, stats: &stats };
+        let sheet = || inspect::sheet(&shown, &train, (*seed, 1), 16);
+        keeper.board = Some(board(run, state.counters.updates, histograms, sheet)?);
     }
     let job = Job {
         recipe,
@@ -159,11 +156,17 @@ fn train_and_test(
         ));
     }
 
-    let kept = state.kept.ok_or_else(|| Error::Training("no epoch was trained".to_owned()))?;
-    // Tested are the weights on disk, as anyone would load them.
-    weights::load(vs, architecture, &run.file(recipe.train.select.weights_file()), Head::Same)?;
     let test = Subset { set: &test_set, range: 0..test_set.len() };
-    let test = evaluate(job.network, &[test], &job.presentation, &recipe.train, stop)?;
+    tested(&job, plan, run, state, test)
+}
+
+/// Measures the kept weights on the test images.
+fn tested(job: &Job, plan: &Plan, run: &RunDir, state: State, test: Subset) -> Result<Finished, Error> {
+    let train = &job.recipe.train;
+    let kept = state.kept.ok_or_else(|| Error::Training("no epoch was trained".to_owned()))?;
+    // Those on disk, as anyone would load them.
+    weights::load(job.vs, &plan.architecture, &run.file(train.select.weights_file()), Head::Same)?;
+    let test = evaluate(job.network, &[test], &job.presentation, train, job.stop)?;
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
@@ -171,6 +174,20 @@ fn train_and_test(
     let epoch = history.iter().find(|stats| stats.epoch == kept.epoch).cloned();
     let epoch = epoch.ok_or_else(|| Error::Training("the kept epoch is not in the history".to_owned()))?;
     Ok(Finished { history, kept: epoch, test, weights_sha256: kept.sha256 })
+}
+
+/// TensorBoard's events of the run; a new run begins with a sheet of training images.
+fn board(
+    run: &RunDir,
+    updates: u64,
+    histograms: bool,
+    sheet: impl FnOnce() -> Result<RgbImage, Error>,
+) -> Result<Board, Error> {
+    let mut board = Board::open(run.file(TENSORBOARD), updates, histograms)?;
+    if updates == 0 {
+        board.picture(0, "train/images", &sheet()?.into())?;
+    }
+    Ok(board)
 }
 
 /// Makes the directory the run's. What it holds of another one is set aside.
