@@ -1,10 +1,10 @@
 //! The network: tokenizer, encoder, pooling, head.
 
 use core_layers::{
-    AttentionConfig, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model, MultiHeadAttention, Padding,
-    SequencePooling, add_position_embedding, apply_drop_path, buffer, drop_path_mask, drop_path_rates,
-    first_token_map, map_to_tokens, pad_same, parameter, patch_embedding, prepend_tokens,
-    sinusoidal_position_embedding,
+    AttentionConfig, ClassEvidence, Conv2d, Init, LayerNorm, Linear, Mlp, MlpConfig, Model,
+    MultiHeadAttention, Padding, SequencePooling, add_position_embedding, apply_drop_path, buffer,
+    drop_path_mask, drop_path_rates, first_token_map, map_to_tokens, pad_same, parameter, patch_embedding,
+    prepend_tokens, sinusoidal_position_embedding,
 };
 use tch::nn::Path;
 use tch::{TchError, Tensor};
@@ -132,18 +132,24 @@ impl Cct {
     /// Tokens `[B, h·w, D]` to the normalised tokens after the encoder, and the last block's
     /// attention probabilities.
     fn encode(&self, tokens: Tensor, train: bool) -> (Tensor, Tensor) {
-        let mut x = tokens;
-        if let Pooling::ClassToken(token) = &self.pooling {
-            x = prepend_tokens(token, &x);
-        }
-        if let Some(position) = &self.position {
-            x = add_position_embedding(&x, position);
-        }
+        let mut x = self.with_positions(tokens);
         let mut probabilities = Tensor::new();
         for block in &self.blocks {
             (x, probabilities) = block.forward_t(&x, train);
         }
         (self.norm.forward(&x), probabilities)
+    }
+
+    /// Tokens `[B, h·w, D]` as the first block gets them, behind a class token if there is one.
+    fn with_positions(&self, tokens: Tensor) -> Tensor {
+        let tokens = match &self.pooling {
+            Pooling::ClassToken(token) => prepend_tokens(token, &tokens),
+            Pooling::Sequence(_) => tokens,
+        };
+        match &self.position {
+            Some(position) => add_position_embedding(&tokens, position),
+            None => tokens,
+        }
     }
 }
 
@@ -212,10 +218,15 @@ impl Block {
 
     /// `[B, N, D]` → the same shape, and the attention probabilities `[B, heads, N, N]`.
     fn forward_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
+        self.forward_normed(x, &self.first_norm.forward(x), train)
+    }
+
+    /// The same, given what the first norm makes of `x`.
+    fn forward_normed(&self, x: &Tensor, normed: &Tensor, train: bool) -> (Tensor, Tensor) {
         let draw = || drop_path_mask(x, self.drop_path_rate, train);
         let first = draw();
         let second = if self.shared_drop_path { first.as_ref().map(Tensor::shallow_clone) } else { draw() };
-        let (mixed, probabilities) = self.attention.forward_t(&self.first_norm.forward(x), None, None, train);
+        let (mixed, probabilities) = self.attention.forward_t(normed, None, None, train);
         let x = x + apply_drop_path(mixed, first.as_ref());
         let normed = self.second_norm.forward(&x);
         let branch = apply_drop_path(self.mlp.forward_t(&normed, train), second.as_ref());
@@ -249,5 +260,34 @@ impl Model for Cct {
             Pooling::ClassToken(_) => first_token_map(&probabilities, height, width),
             Pooling::Sequence(pooling) => pooling.weights(&tokens).reshape([batch, 1, height, width]),
         })
+    }
+
+    /// The tokens that the sequence pooling sees; those that the last block sees, where a class token gathers them.
+    fn class_evidence(&self, images: &Tensor) -> ClassEvidence {
+        let map = self.token_map(images);
+        let grid = [map.size()[2], map.size()[3]];
+        let tokens = map_to_tokens(&map);
+        match (&self.pooling, self.blocks.split_last()) {
+            (Pooling::ClassToken(_), Some((last, first))) => {
+                let x =
+                    first.iter().fold(self.with_positions(tokens), |x, block| block.forward_t(&x, false).0);
+                let features = last.first_norm.forward(&x);
+                let (encoded, _) = last.forward_normed(&x, &features, false);
+                let logits = self.head.forward(&self.norm.forward(&encoded).select(1, 0));
+                ClassEvidence { features, grid, logits }
+            }
+            (pooling, _) => {
+                let (features, _) = self.encode(tokens, false);
+                let pooled = match pooling {
+                    Pooling::ClassToken(_) => features.select(1, 0),
+                    Pooling::Sequence(pooling) => pooling.forward(&features),
+                };
+                ClassEvidence { logits: self.head.forward(&pooled), features, grid }
+            }
+        }
+    }
+
+    fn kernels(&self) -> Vec<(&'static str, Tensor)> {
+        self.stages.first().map(|conv| ("tokenizer", conv.weight().detach())).into_iter().collect()
     }
 }

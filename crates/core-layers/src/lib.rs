@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod conv;
 mod drop;
+mod explain;
 mod init;
 mod linear;
 mod mlp;
@@ -22,6 +23,7 @@ pub use activation::Activation;
 pub use attention::{AttentionConfig, MultiHeadAttention, attend, merge_heads, split_heads};
 pub use conv::{Conv2d, Padding};
 pub use drop::{apply_drop_path, drop_path, drop_path_mask, drop_path_rates};
+pub use explain::{ClassEvidence, grad_cam};
 pub use init::{Init, InitScheme, buffer, parameter};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
@@ -31,7 +33,8 @@ pub use model::{
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use padding::{pad_same, same_padding};
 pub use position::{
-    Resample, add_position_embedding, resize_position_embedding, sinusoidal_position_embedding,
+    Resample, add_position_embedding, position_similarity, resize_position_embedding,
+    sinusoidal_position_embedding,
 };
 pub use scale::LayerScale;
 pub use squeeze_excite::{SqueezeExcite, SqueezeExciteConfig};
