@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentRecipe;
 use crate::data::{DataRecipe, DatasetName, FolderRecipe};
+use crate::explain::ExplainRecipe;
 use crate::optim::{EmaRecipe, OptimizerRecipe, RollbackRecipe, Schedule};
 
 /// One training run, complete: two runs of one recipe with one seed differ only in time and place.
@@ -71,6 +72,9 @@ pub struct Recipe {
     /// What to do when the loss is no longer a number, if not to stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackRecipe>,
+    /// What is drawn of the network while it trains, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explain: Option<ExplainRecipe>,
     /// The weights training starts from, if not fresh draws.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_weights: Option<InitialWeights>,
@@ -337,6 +341,9 @@ impl Recipe {
             let holds = lr_factor > 0.0 && lr_factor <= 1.0;
             faults.check("rollback.lr_factor", lr_factor, holds, "above 0, at most 1");
         }
+        if let Some(explain) = &self.explain {
+            explain.check(faults);
+        }
         if let Some(InitialWeights { sha256, .. }) = &self.initial_weights {
             let digits = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
             let holds = sha256.len() == 64 && sha256.bytes().all(digits);
@@ -354,10 +361,10 @@ impl Recipe {
         faults.check("estimate.cpu_minutes", minutes, non_negative(minutes), "a finite number, 0 or more");
     }
 
-    /// The recipe without its published numbers, its forecast and the place of its initial weights: what
+    /// The recipe without its published numbers, its forecast, what is drawn and the place of its initial weights: what
     /// decides the outcome of a run.
     pub fn without_commentary(&self) -> Self {
-        let mut recipe = Self { reference: None, estimate: None, ..self.clone() };
+        let mut recipe = Self { reference: None, estimate: None, explain: None, ..self.clone() };
         if let Some(weights) = &mut recipe.initial_weights {
             weights.file = PathBuf::new();
         }
