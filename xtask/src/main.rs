@@ -83,6 +83,18 @@ enum Task {
                             cargo xtask evaluate --weights results/runs/convmixer_reference--quick--s0/last.safetensors"
     )]
     Evaluate(Passed),
+    /// Say what a network sees in pictures; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask predict --help\n  cargo xtask predict photo.jpg"
+    )]
+    Predict(Passed),
+    /// Draw what a network's answers rest on; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask explain --help\n  cargo xtask explain photo.jpg"
+    )]
+    Explain(Passed),
     /// List the models; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -246,6 +258,8 @@ fn run(task: Task) -> Result<u8> {
         Task::Fetch(args) => fetch(&place, args),
         Task::Train(_) => in_trainer(&place, "train"),
         Task::Evaluate(_) => in_trainer(&place, "evaluate"),
+        Task::Predict(_) => in_trainer(&place, "predict"),
+        Task::Explain(_) => in_trainer(&place, "explain"),
         Task::List(_) => in_trainer(&place, "list"),
         Task::Summary(_) => in_trainer(&place, "summary"),
         Task::Forward(_) => in_trainer(&place, "forward"),

@@ -30,7 +30,7 @@ mod warp;
 
 pub use at_once::step_bytes;
 pub use cifar::{load_cifar10, load_cifar100, parse_cifar10, parse_cifar100};
-pub use decode::{RgbImage, decode};
+pub use decode::{EXTENSIONS as PICTURE_EXTENSIONS, RgbImage, decode};
 pub use device::{Batch, Batches, DeviceSet, resize};
 pub use digits::{load_digits, parse_digits};
 pub use erase::{EraseMode, Erasure, RandomErasing, erase};

@@ -395,7 +395,8 @@ impl Source {
     }
 }
 
-fn folder_options(recipe: &FolderRecipe) -> FolderOptions {
+/// How a folder's pictures are read.
+pub(crate) fn folder_options(recipe: &FolderRecipe) -> FolderOptions {
     use data_cifar::{CropMode, OnError};
     FolderOptions {
         side: recipe.stored_size,

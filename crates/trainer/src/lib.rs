@@ -12,6 +12,7 @@ pub mod fit;
 pub mod forward;
 pub mod inspect;
 pub mod keeper;
+pub mod look;
 pub mod loss;
 pub mod memory;
 pub mod optimizer;
