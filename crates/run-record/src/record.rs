@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the `record.json` layout; a reader refuses a newer one.
-pub const RECORD_FORMAT: u32 = 4;
+pub const RECORD_FORMAT: u32 = 5;
 
 /// [`ResultRow::status`] of a run that reached its last epoch and was tested.
 pub const STATUS_COMPLETE: &str = "complete";
@@ -180,6 +180,9 @@ pub struct RunRecord {
     pub result: ResultRow,
     /// SHA-256 of the kept weights, once the run is complete.
     pub weights_sha256: Option<String>,
+    /// What logits are divided by to make probabilities as confident as they are right, fitted on the validation images
+    /// ([`crate::temperature`]); once the run is complete.
+    pub temperature: Option<f64>,
     /// The command line of the trainer.
     pub command: Vec<String>,
     /// Version of the trainer.
@@ -285,6 +288,7 @@ mod tests {
             format: RECORD_FORMAT,
             result: row(),
             weights_sha256: None,
+            temperature: None,
             command: vec!["trainer".into(), "train".into()],
             trainer_version: "0.1.0".into(),
             cpu: "a processor".into(),

@@ -13,6 +13,7 @@ use crate::Error;
 use crate::data::Part;
 use crate::evaluate::{Metrics, SavedSums, Sums, evaluate};
 use crate::keeper::Keeper;
+use crate::look::glance::Glance;
 use crate::loss::loss;
 use crate::precision::Precision;
 use crate::presentation::{Presentation, Shown};
@@ -38,6 +39,8 @@ pub struct Job<'a> {
     pub validation: Part<'a>,
     /// How images are fed.
     pub presentation: Presentation,
+    /// What is drawn of the network, if anything.
+    pub glance: Option<Glance>,
     /// Arithmetic of a step.
     pub precision: Precision,
     /// What a person sees.
@@ -218,6 +221,13 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
             Some(ema) => ema.in_place(weights)?,
             None => weights()?,
         });
+    }
+    // Before the checkpoint: a run that goes on after it draws the next ones.
+    if let Some(glance) = &job.glance
+        && let Some(png) = glance.draw(job.network, stats.epoch, keeper.run)?
+        && let Some(board) = &mut keeper.board
+    {
+        board.picture(state.counters.updates, "val/explained", &png)?;
     }
     if let Some(board) = &mut keeper.board {
         board.epoch(state.counters.updates, &stats, job.vs)?;

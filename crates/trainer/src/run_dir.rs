@@ -14,11 +14,19 @@ use crate::progress::Log;
 use crate::{Error, checkpoint, recipes, tensorboard};
 
 /// The files of a run, besides the lock.
-const FILES: [&str; 6] =
-    ["record.json", "recipe.toml", "history.csv", "best.safetensors", "last.safetensors", "train.log"];
+const FILES: [&str; 8] = [
+    "record.json",
+    "recipe.toml",
+    "history.csv",
+    "best.safetensors",
+    "last.safetensors",
+    "predictions.csv",
+    "layers.json",
+    "train.log",
+];
 
 /// Its directories.
-const DIRECTORIES: [&str; 2] = ["checkpoints", "tensorboard"];
+const DIRECTORIES: [&str; 3] = ["checkpoints", "tensorboard", "figures"];
 
 /// Where an earlier run waits until the one that replaces it has begun. While it is there it is the run, whatever
 /// lies beside it: only a kill leaves it there.
@@ -218,6 +226,13 @@ impl RunDir {
         checkpoint::clear(&self.checkpoints())?;
         let boards = self.file("tensorboard");
         tensorboard::clear(&boards).map_err(Error::io(&boards))?;
+        let figures = self.file("figures");
+        match fs::remove_dir_all(&figures) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(&figures)(error));
+            }
+            _ => {}
+        }
         // The record last: without it the rest would belong to nobody.
         for name in FILES.iter().rev() {
             let path = self.file(name);

@@ -14,9 +14,11 @@ use tch::Device;
 
 use crate::board::Board;
 use crate::data::{Part, Source};
-use crate::evaluate::{Metrics, evaluate};
+use crate::evaluate::Metrics;
 use crate::fit::{Job, fit};
 use crate::keeper::{Keeper, Saving};
+use crate::look::glance::Glance;
+use crate::look::outcome::Outcome;
 use crate::plan::Plan;
 use crate::precision::Precision;
 use crate::presentation::Presentation;
@@ -164,6 +166,7 @@ struct Finished {
     history: Vec<EpochStats>,
     kept: EpochStats,
     test: Metrics,
+    temperature: f64,
     weights_sha256: String,
 }
 
@@ -211,13 +214,15 @@ fn train_and_test(
         }
         keeper.board = Some(board);
     }
+    let validation = Part { set: &train_set, range: source.parts.validation.clone() };
     let job = Job {
         recipe,
         seed: *seed,
         network: network.as_ref(),
         vs,
         train,
-        validation: Part { set: &train_set, range: source.parts.validation.clone() },
+        glance: Glance::new(recipe, &source.class_names, &validation, &presentation)?,
+        validation,
         presentation,
         precision: *precision,
         progress: &progress,
@@ -237,14 +242,24 @@ fn train_and_test(
     // Tested are the weights on disk, as anyone would load them.
     weights::load(vs, architecture, &run.file(recipe.train.select.weights_file()), Head::Same)?;
     let test = Part { set: &test_set, range: 0..test_set.len() };
-    let test = evaluate(job.network, &[test], &job.presentation, &recipe.train, stop)?;
+    let outcome = Outcome {
+        shown: inspect::Shown { recipe, class_names: &source.class_names, stats: &stats },
+        architecture,
+        network: job.network,
+        presentation: &job.presentation,
+        train: job.train.clone(),
+        validation: job.validation.clone(),
+        test,
+        seed: *seed,
+    };
+    let (test, temperature) = outcome.test(run, stop)?;
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
     let history = state.counters.history;
     let epoch = history.iter().find(|stats| stats.epoch == kept.epoch).cloned();
     let epoch = epoch.ok_or_else(|| Error::Training("the kept epoch is not in the history".to_owned()))?;
-    Ok(Finished { history, kept: epoch, test, weights_sha256: kept.sha256 })
+    Ok(Finished { history, kept: epoch, test, temperature, weights_sha256: kept.sha256 })
 }
 
 /// Makes the directory the run's. What it holds of another one is set aside.
@@ -384,6 +399,7 @@ fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<RunReco
         format: RECORD_FORMAT,
         result,
         weights_sha256: None,
+        temperature: None,
         command: environment::command(),
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu: environment::cpu(),
@@ -396,7 +412,7 @@ fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<RunReco
 }
 
 fn finish(record: &mut RunRecord, finished: &Finished) {
-    let Finished { history, kept, test, weights_sha256 } = finished;
+    let Finished { history, kept, test, temperature, weights_sha256 } = finished;
     let row = &mut record.result;
     let seconds: f64 = history.iter().map(|epoch| epoch.train_seconds).sum();
     let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
@@ -410,6 +426,7 @@ fn finish(record: &mut RunRecord, finished: &Finished) {
     row.images_per_second = Some((images / seconds * 10.0).round() / 10.0);
     row.status = STATUS_COMPLETE.to_owned();
     record.weights_sha256 = Some(weights_sha256.clone());
+    record.temperature = Some(*temperature);
 }
 
 /// Six decimals: finer than one image in any data set here.
