@@ -91,46 +91,30 @@ pub fn calibration_error(bins: &[CalibrationBin]) -> f64 {
 /// The temperature T that makes probabilities softmax(logits / T) fit labels best: the least mean negative
 /// log-likelihood (Guo et al., §4.2). For logits of images that were not trained on, one per class, finite.
 ///
-/// In 1 / T the likelihood is convex, so Newton's steps find it; where it has no finite best (every answer right, or no
-/// answer better than chance) T ends at 0.01 or 100. 1 of no image.
+/// In 1 / T the likelihood is convex, so its slope has one root, found by halving; where there is none (every answer right,
+/// or no answer better than chance) T ends at 0.01 or 100. 1 of no image.
 pub fn temperature(logits: &[Vec<f64>], labels: &[usize]) -> f64 {
-    const RANGE: (f64, f64) = (0.01, 100.0);
     if logits.is_empty() {
         return 1.0;
     }
-    // Slope and curvature of the sum over images at 1 / T.
-    let derivatives = |inverse: f64| {
+    // What the label's logit lacks of the mean logit, of probabilities at 1 / T; summed over images.
+    let slope = |inverse: f64| {
         let of_image = |(logits, label): (&Vec<f64>, &usize)| {
             let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights = logits.iter().map(|logit| ((logit - largest) * inverse).exp());
-            let (sum, first, second) =
-                weights.zip(logits).fold((0.0, 0.0, 0.0), |(sum, first, second), (w, z)| {
-                    (sum + w, first + w * (z - largest), second + w * (z - largest).powi(2))
-                });
-            let mean = first / sum;
-            let own = logits.get(*label).map_or(0.0, |logit| logit - largest);
-            (mean - own, second / sum - mean * mean)
+            let (sum, weighted) = weights
+                .zip(logits)
+                .fold((0.0, 0.0), |(sum, weighted), (w, z)| (sum + w, weighted + w * (z - largest)));
+            weighted / sum - logits.get(*label).map_or(0.0, |logit| logit - largest)
         };
-        logits.iter().zip(labels).map(of_image).fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d))
+        logits.iter().zip(labels).map(of_image).sum::<f64>()
     };
-    // The slope rises with 1 / T: its root is kept between two ends, and halving takes over where a step leaves them.
-    let (mut low, mut high) = (1.0 / RANGE.1, 1.0 / RANGE.0);
-    let mut inverse = 1.0;
-    for _ in 0..100 {
-        let (slope, curvature) = derivatives(inverse);
-        if slope > 0.0 {
-            high = inverse
-        } else {
-            low = inverse
-        }
-        let step = inverse - slope / curvature;
-        let next = if step > low && step < high { step } else { f64::sqrt(low * high) };
-        if (next - inverse).abs() <= 1e-12 * inverse {
-            break;
-        }
-        inverse = next;
+    let (mut low, mut high) = (0.01f64, 100.0f64);
+    for _ in 0..40 {
+        let middle = (low * high).sqrt();
+        if slope(middle) > 0.0 { high = middle } else { low = middle }
     }
-    1.0 / inverse
+    1.0 / (low * high).sqrt()
 }
 
 #[cfg(test)]
@@ -181,5 +165,39 @@ mod tests {
         assert!((temperature(&logits, &[0; 4]) - 0.01).abs() < 1e-6);
         assert!((temperature(&logits, &[0, 0, 1, 1]) - 100.0).abs() < 1e-3);
         assert_eq!(temperature(&[], &[]), 1.0);
+    }
+
+    /// `docs/parity/calibration.py`: torchmetrics 1.9.0, and L-BFGS of PyTorch 2.11.
+    #[test]
+    fn error_and_temperature_are_the_published_implementations() {
+        let mut state = 12345u64;
+        let mut next = || {
+            state = (1_103_515_245 * state + 12345) % (1 << 31);
+            state
+        };
+        let largest =
+            |row: &[f64]| (0..3).fold(0, |best, class| if row[class] > row[best] { class } else { best });
+        let (mut logits, mut labels) = (Vec::new(), Vec::new());
+        for _ in 0..40 {
+            let row: Vec<f64> = (0..3).map(|_| 8.0 * (next() as f64 / f64::from(1u32 << 31)) - 4.0).collect();
+            let best = largest(&row);
+            labels.push(if next() % 30 < 20 { best } else { (best + 1) % 3 });
+            logits.push(row);
+        }
+        let error = |temperature: f64| {
+            let confidence = |row: &Vec<f64>| {
+                let exp = |class: usize| (row[class] / temperature).exp();
+                exp(largest(row)) / (exp(0) + exp(1) + exp(2))
+            };
+            let confidences: Vec<f64> = logits.iter().map(confidence).collect();
+            let right: Vec<bool> =
+                logits.iter().zip(&labels).map(|(row, label)| largest(row) == *label).collect();
+            calibration_error(&calibration(&confidences, &right))
+        };
+        let found = temperature(&logits, &labels);
+        assert!((found - 1.282003630178448).abs() < 1e-6, "{found}");
+        // torchmetrics sums in f32.
+        assert!((error(1.0) - 0.19995157420635223).abs() < 1e-5, "{}", error(1.0));
+        assert!((error(found) - 0.19306260347366333).abs() < 1e-5, "{}", error(found));
     }
 }

@@ -87,6 +87,7 @@ mod tests {
         assert_eq!(rows.each_ref().map(Prediction::is_right), [true, false, false]);
         assert_eq!(rows.each_ref().map(Prediction::is_in_top5), [true, true, false]);
         let broken = String::from_utf8(csv).unwrap().replace("\n2,", "\ntwo,");
-        assert!(predictions_from_csv(broken.as_bytes()).unwrap_err().to_string().contains("two"));
+        let error = predictions_from_csv(broken.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("record 3") && error.contains("field 0"), "{error}");
     }
 }

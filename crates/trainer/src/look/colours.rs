@@ -1,6 +1,6 @@
 //! Numbers as colours: perceptually even maps, and heat over a picture.
 
-use image::{Rgb, RgbImage};
+use image::{Rgb, RgbImage, imageops};
 
 /// A colour map that is even to the eye, in grey too, and to people who are blind to red or green (Smith & van der
 /// Walt's, from matplotlib).
@@ -49,13 +49,14 @@ pub fn painted(values: &[f32], width: u32, (low, high): (f32, f32), scheme: Sche
 /// How much of the heat hides the picture beneath.
 const HEAT: f64 = 0.6;
 
-/// The heat over a picture of the same size.
+/// The heat over a picture of the same size in grey, so that all colour is heat.
 pub fn over(picture: &RgbImage, heat: &RgbImage) -> RgbImage {
     let mix =
         |below: u8, above: u8| (f64::from(below) * (1.0 - HEAT) + f64::from(above) * HEAT).round() as u8;
+    let grey = imageops::grayscale(picture);
     RgbImage::from_fn(picture.width(), picture.height(), |x, y| {
-        let (below, above) = (picture.get_pixel(x, y).0, heat.get_pixel(x, y).0);
-        Rgb(std::array::from_fn(|c| mix(below[c], above[c])))
+        let [below] = grey.get_pixel(x, y).0;
+        Rgb(heat.get_pixel(x, y).0.map(|above| mix(below, above)))
     })
 }
 

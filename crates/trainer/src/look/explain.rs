@@ -77,11 +77,12 @@ pub fn maps(
     class_names: &[String],
 ) -> Result<Vec<Vec<Map>>, Error> {
     let mut all: Vec<Vec<Map>> = classes.iter().map(|_| Vec::new()).collect();
-    let mut add = |title: &dyn Fn(usize) -> String, maps: &Tensor, ends: fn(f32, f32, i64) -> [String; 2]| {
+    let mut add = |title: &dyn Fn(usize) -> String, maps: &Tensor, ends: fn(f32, f32, f32) -> [String; 2]| {
         for (n, of_image) in all.iter_mut().enumerate() {
             let values = maps.f_get(n as i64)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
             let (low, high) = range(&Vec::<f32>::try_from(values.f_flatten(0, -1)?)?);
-            let ends = ends(low, high, values.numel() as i64);
+            let mean = values.f_mean(Kind::Float)?.f_double_value(&[])? as f32;
+            let ends = ends(low, high, mean);
             of_image.push(Map { title: title(n), values, ends });
         }
         Ok::<(), Error>(())
@@ -91,12 +92,12 @@ pub fn maps(
         match method {
             ExplainMethod::Attention => {
                 for (name, layer) in tch::no_grad(|| network.attention_layers(images)) {
-                    add(&|_| name.clone(), &heads(&layer)?, even_shares)?;
+                    add(&|_| name.clone(), &heads(&layer)?, beside_mean)?;
                 }
             }
             ExplainMethod::Rollout => {
                 if let Some(rolled) = tch::no_grad(|| network.attention_rollout(images)) {
-                    add(&|_| "attention rollout".to_owned(), &heads(&rolled)?, even_shares)?;
+                    add(&|_| "attention rollout".to_owned(), &heads(&rolled)?, beside_mean)?;
                 }
             }
             ExplainMethod::GradCam => {
@@ -111,13 +112,14 @@ pub fn maps(
     Ok(all)
 }
 
-/// Shares of attention beside what each of `n` places would get if all got the same.
-fn even_shares(low: f32, high: f32, n: i64) -> [String; 2] {
-    let times = |share: f32| format!("{:.1}", share * n as f32);
-    [times(low), format!("{} × even share", times(high))]
+/// Shares of attention beside their mean: in some networks they sum to one in every window, in others a class token
+/// keeps a part for itself.
+fn beside_mean(low: f32, high: f32, mean: f32) -> [String; 2] {
+    let times = |share: f32| format!("{:.1}", share / mean.max(f32::MIN_POSITIVE));
+    [times(low), format!("{} × mean", times(high))]
 }
 
-fn evidence(_low: f32, high: f32, _n: i64) -> [String; 2] {
+fn evidence(_low: f32, high: f32, _mean: f32) -> [String; 2] {
     let most = if high > 0.0 { "most evidence" } else { "no evidence anywhere" };
     ["0".to_owned(), most.to_owned()]
 }
@@ -226,10 +228,7 @@ pub fn kernel_grid(model: &str, name: &str, kernels: &Tensor) -> Result<Figure, 
     let factor = (KERNEL / side).max(2);
     let step = side * factor + KERNEL_GAP;
     let top = MARGIN + TITLE;
-    for (n, cell) in (0..).zip(cells) {
-        let large = imageops::resize(&cell, side * factor, side * factor, FilterType::Nearest);
-        figure.picture(MARGIN + n % COLUMNS * step, top + n / COLUMNS * step, large);
-    }
+    figure.picture(MARGIN, top, mosaic(cells, COLUMNS.min(shown as u32), factor, KERNEL_GAP));
     let (rows, columns) = ((shown as u32).div_ceil(COLUMNS), COLUMNS.min(shown as u32));
     let (width, mut y) = (columns * step - KERNEL_GAP, top + rows * step + 4);
     if channels == 3 {
@@ -244,6 +243,20 @@ pub fn kernel_grid(model: &str, name: &str, kernels: &Tensor) -> Result<Figure, 
         figure.text(MARGIN, y + LINE, Style::Left, format!("the first {shown} of {count}"));
     }
     Ok(figure)
+}
+
+/// Pictures of one size, each enlarged by a whole factor, side by side in rows on white.
+fn mosaic(cells: impl Iterator<Item = RgbImage>, columns: u32, factor: u32, gap: u32) -> RgbImage {
+    let cells: Vec<RgbImage> = cells.collect();
+    let (width, height) = cells.first().map_or((1, 1), RgbImage::dimensions);
+    let (across, down) = (width * factor + gap, height * factor + gap);
+    let rows = (cells.len() as u32).div_ceil(columns.max(1)).max(1);
+    let mut all = RgbImage::from_pixel(columns * across - gap, rows * down - gap, image::Rgb([255; 3]));
+    for (n, cell) in (0..).zip(cells) {
+        let large = imageops::resize(&cell, width * factor, height * factor, FilterType::Nearest);
+        imageops::replace(&mut all, &large, (n % columns * across).into(), (n / columns * down).into());
+    }
+    all
 }
 
 /// Pixels that the tiles of all positions take together, about.
@@ -265,11 +278,9 @@ pub fn position_tiles(model: &str, similarity: &Tensor) -> Result<Figure, Error>
     let description = format!("similarity of position embeddings of {model}");
     let mut figure = Figure::new(&format!("{model}: position embeddings"), description);
     let top = MARGIN + TITLE;
-    for (n, tile) in (0..).zip(values.chunks((width * height) as usize)) {
-        let tile = painted(tile, width, ends, Scheme::Viridis);
-        let tile = imageops::resize(&tile, tile_width, tile_height, FilterType::Nearest);
-        figure.picture(MARGIN + n % width * (tile_width + gap), top + n / width * (tile_height + gap), tile);
-    }
+    let tiles =
+        values.chunks((width * height) as usize).map(|tile| painted(tile, width, ends, Scheme::Viridis));
+    figure.picture(MARGIN, top, mosaic(tiles, width, factor, gap));
     let (across, y) = (width * (tile_width + gap) - gap, top + height * (tile_height + gap) + 4);
     figure.picture(MARGIN, y, Scheme::Viridis.bar(across, BAR));
     figure.text(MARGIN, y + BAR + 2, Style::Left, format!("{:.2}", ends.0));
