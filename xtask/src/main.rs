@@ -72,6 +72,18 @@ enum Task {
                             cargo xtask evaluate --weights results/runs/convmixer_reference--quick--s0/last.safetensors"
     )]
     Evaluate(Passed),
+    /// Say what a network sees in pictures; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask predict --help\n  cargo xtask predict photo.jpg"
+    )]
+    Predict(Passed),
+    /// Draw what a network's answers rest on; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask explain --help\n  cargo xtask explain photo.jpg"
+    )]
+    Explain(Passed),
     /// List the models; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -175,6 +187,8 @@ fn run(task: Task) -> Result<u8> {
         Task::Fetch(args) => fetch::fetch(&place, &args),
         Task::Train(_)
         | Task::Evaluate(_)
+        | Task::Predict(_)
+        | Task::Explain(_)
         | Task::List(_)
         | Task::Summary(_)
         | Task::Forward(_)

@@ -190,6 +190,7 @@ pub(crate) mod tests {
                 status: status.into(),
             },
             weights_sha256: None,
+            temperature: None,
             command: Vec::new(),
             trainer_version: "0.1.0".into(),
             cpu: String::new(),

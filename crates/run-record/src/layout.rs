@@ -24,6 +24,12 @@ pub const BEST: &str = "best.safetensors";
 /// The weights of the last epoch, where a recipe keeps those.
 pub const LAST: &str = "last.safetensors";
 
+/// What the kept network said of every test image: [`Prediction`](crate::Prediction).
+pub const PREDICTIONS: &str = "predictions.csv";
+
+/// The network layer by layer.
+pub const LAYERS: &str = "layers.json";
+
 /// What was said, with the times.
 pub const LOG: &str = "train.log";
 
@@ -38,3 +44,6 @@ pub const CHECKPOINT_MODEL: &str = "model.safetensors";
 
 /// The directory of a run's events for TensorBoard.
 pub const TENSORBOARD: &str = "tensorboard";
+
+/// The directory of a run's pictures.
+pub const FIGURES: &str = "figures";

@@ -10,6 +10,8 @@ use serde_json::json;
 
 use crate::data::presentation::Presentation;
 use crate::data::source::{Source, Subset};
+use crate::look::glance::Glance;
+use crate::look::outcome::Outcome;
 use crate::network::summary::grouped;
 use crate::network::weights::{self, Card, Head};
 use crate::process::progress::Progress;
@@ -17,7 +19,6 @@ use crate::process::signals::Stop;
 use crate::run::account::{Finished, finish, new_record, verdict};
 use crate::run::checkpoint::Checkpoint;
 use crate::run::directory::{Earlier, RunDir};
-use crate::run::evaluate::evaluate;
 use crate::run::fit::{Job, fit};
 use crate::run::keeper::Keeper;
 use crate::run::plan::Plan;
@@ -137,13 +138,15 @@ fn train_and_test(
         }
         keeper.board = Some(board);
     }
+    let validation = Subset { set: &train_set, range: source.parts.validation.clone() };
     let job = Job {
         recipe,
         seed: *seed,
         network: network.as_ref(),
         vs,
         train,
-        validation: Subset { set: &train_set, range: source.parts.validation.clone() },
+        glance: Glance::new(recipe, &source.class_names, &validation, &presentation)?,
+        validation,
         presentation,
         precision: *precision,
         progress: &progress,
@@ -163,14 +166,24 @@ fn train_and_test(
     // Tested are the weights on disk, as anyone would load them.
     weights::load(vs, architecture, &run.file(recipe.train.select.weights_file()), Head::Same)?;
     let test = Subset { set: &test_set, range: 0..test_set.len() };
-    let test = evaluate(job.network, &[test], &job.presentation, &recipe.train, stop)?;
+    let outcome = Outcome {
+        shown: inspect::Shown { recipe, class_names: &source.class_names, stats: &stats },
+        architecture,
+        network: job.network,
+        presentation: &job.presentation,
+        train: job.train.clone(),
+        validation: job.validation.clone(),
+        test,
+        seed: *seed,
+    };
+    let (test, temperature) = outcome.test(run, stop)?;
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
     let history = state.counters.history;
     let epoch = history.iter().find(|stats| stats.epoch == kept.epoch).cloned();
     let epoch = epoch.ok_or_else(|| Error::Training("the kept epoch is not in the history".to_owned()))?;
-    Ok(Finished { history, kept: epoch, test, weights_sha256: kept.sha256 })
+    Ok(Finished { history, kept: epoch, test, temperature, weights_sha256: kept.sha256 })
 }
 
 /// Makes the directory the run's. What it holds of another one is set aside.
