@@ -133,7 +133,7 @@ enum Task {
         after_help = "Examples:\n  cargo xtask device --help\n  cargo xtask device cuda:0"
     )]
     Device(Passed),
-    /// Rebuild results.csv and summary.csv from the runs and print the tables
+    /// Rebuild results.csv, summary.csv and report.html from the runs and print the tables
     #[command(after_help = "Example:\n  cargo xtask report --results results")]
     Report {
         /// Where the runs are [default: results/ in the workspace]
@@ -267,7 +267,11 @@ fn run(task: Task) -> Result<u8> {
         Task::Init(_) => in_trainer(&place, "init"),
         Task::Device(_) => in_trainer(&place, "device"),
         Task::TrainAll(args) => sweep::train_all(&place, &args),
-        Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
+        Task::Report { results } => {
+            let results = results.unwrap_or_else(|| place.root.join("results"));
+            let tables = report::report(&results)?;
+            Ok(tables.max(process::write_page(&place, &results)?))
+        }
         Task::Soak(args) => soak::soak(&place, &args),
         Task::Test(_) => {
             libtorch::ensure(&place, FlavorChoice::Auto, None)?;

@@ -184,6 +184,15 @@ pub(crate) fn build_trainer(place: &Place) -> Result<u8> {
     run_cargo(&mut command)
 }
 
+/// Builds the program that writes the results page, and runs it.
+pub(crate) fn write_page(place: &Place, results: &Path) -> Result<u8> {
+    let mut command = cargo(place);
+    command.args(["run", "--release", "--quiet", "--package", "report", "--"]);
+    // Cargo starts elsewhere than we did.
+    command.arg(std::path::absolute(results).context("the current directory cannot be read")?);
+    run_cargo(&mut command)
+}
+
 /// Becomes the trainer: its exit code and its handling of Ctrl-C are then ours.
 pub(crate) fn become_trainer(place: &Place, command: &str, args: &[std::ffi::OsString]) -> Result<u8> {
     use std::os::unix::process::CommandExt;
