@@ -184,8 +184,12 @@ pub(crate) fn build_trainer(place: &Place) -> Result<u8> {
     run_cargo(&mut command)
 }
 
-/// Builds the program that writes the results page, and runs it.
+/// Builds the program that writes the results page, and runs it. Without a run in the table there is nothing to show,
+/// and no page.
 pub(crate) fn write_page(place: &Place, results: &Path) -> Result<u8> {
+    if crate::report::collect(results)?.rows.is_empty() {
+        return Ok(0);
+    }
     let mut command = cargo(place);
     command.args(["run", "--release", "--quiet", "--package", "report", "--"]);
     // Cargo starts elsewhere than we did.

@@ -15,7 +15,7 @@ use crate::datasets::{self, CIFAR10, CIFAR100, Source};
 use crate::gpu::Gpus;
 use crate::libtorch::{self, FlavorChoice};
 use crate::presets::{Named, forecast, recipes_of, select};
-use crate::process::{Place, Usage, build_trainer, ending, exit_code, note, say};
+use crate::process::{Place, Usage, build_trainer, ending, exit_code, note, say, write_page};
 use crate::report::{self, read_record};
 use crate::seeds::Seeds;
 
@@ -164,7 +164,7 @@ pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
     let trainers = Trainers::listening()?;
     let plan = Plan { sweep, preset, device, results: &results };
     let code = train_each(&trainers, || place.trainer_command(), &plan, &recipes);
-    let reported = report::report(&results)?.max(process::write_page(place, &results)?);
+    let reported = report::report(&results)?.max(write_page(place, &results)?);
     say(format!("total time {}, set-up included", duration(start.elapsed().as_secs_f64())));
     Ok(if code == 0 { reported } else { code })
 }
