@@ -6,6 +6,7 @@ compile_error!("only Linux and macOS are supported");
 
 mod check;
 mod machine;
+mod page;
 mod process;
 mod report;
 mod summary;
@@ -122,7 +123,7 @@ enum Task {
         after_help = "Examples:\n  cargo xtask device --help\n  cargo xtask device cuda:0"
     )]
     Device(Passed),
-    /// Rebuild results.csv and summary.csv from the runs and print the tables
+    /// Rebuild results.csv, summary.csv and report.html from the runs and print the tables
     #[command(after_help = "Example:\n  cargo xtask report --results results")]
     Report {
         /// Where the runs are [default: results/ in the workspace]
@@ -196,7 +197,9 @@ fn run(task: Task) -> Result<u8> {
         | Task::Init(_)
         | Task::Device(_) => trainer::become_trainer(&place),
         Task::TrainAll(args) => train_all::train_all(&place, &args),
-        Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
+        Task::Report { results } => {
+            report::report(&place, &results.unwrap_or_else(|| place.root.join("results")))
+        }
         Task::Soak(args) => soak::soak(&place, &args),
         Task::Test(_) => test::test(&place),
         Task::Check => check::check(&place),

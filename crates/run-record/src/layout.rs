@@ -9,6 +9,9 @@ pub const RESULTS: &str = "results.csv";
 /// The table over seeds beside it: [`SummaryRow`](crate::SummaryRow).
 pub const SUMMARY: &str = "summary.csv";
 
+/// The page of all of it beside them.
+pub const REPORT: &str = "report.html";
+
 /// A run's record: [`RunRecord`](crate::RunRecord). A directory with one is a run's.
 pub const RECORD: &str = "record.json";
 
