@@ -6,6 +6,7 @@ compile_error!("only Linux and macOS are supported");
 
 mod check;
 mod machine;
+mod page;
 mod process;
 mod report;
 mod summary;
@@ -72,6 +73,18 @@ enum Task {
                             cargo xtask evaluate --weights results/runs/convmixer_reference--quick--s0/last.safetensors"
     )]
     Evaluate(Passed),
+    /// Say what a network sees in pictures; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask predict --help\n  cargo xtask predict photo.jpg"
+    )]
+    Predict(Passed),
+    /// Draw what a network's answers rest on; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask explain --help\n  cargo xtask explain photo.jpg"
+    )]
+    Explain(Passed),
     /// List the models; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -110,7 +123,7 @@ enum Task {
         after_help = "Examples:\n  cargo xtask device --help\n  cargo xtask device cuda:0"
     )]
     Device(Passed),
-    /// Rebuild results.csv and summary.csv from the runs and print the tables
+    /// Rebuild results.csv, summary.csv and report.html from the runs and print the tables
     #[command(after_help = "Example:\n  cargo xtask report --results results")]
     Report {
         /// Where the runs are [default: results/ in the workspace]
@@ -175,6 +188,8 @@ fn run(task: Task) -> Result<u8> {
         Task::Fetch(args) => fetch::fetch(&place, &args),
         Task::Train(_)
         | Task::Evaluate(_)
+        | Task::Predict(_)
+        | Task::Explain(_)
         | Task::List(_)
         | Task::Summary(_)
         | Task::Forward(_)
@@ -182,7 +197,9 @@ fn run(task: Task) -> Result<u8> {
         | Task::Init(_)
         | Task::Device(_) => trainer::become_trainer(&place),
         Task::TrainAll(args) => train_all::train_all(&place, &args),
-        Task::Report { results } => report::report(&results.unwrap_or_else(|| place.root.join("results"))),
+        Task::Report { results } => {
+            report::report(&place, &results.unwrap_or_else(|| place.root.join("results")))
+        }
         Task::Soak(args) => soak::soak(&place, &args),
         Task::Test(_) => test::test(&place),
         Task::Check => check::check(&place),

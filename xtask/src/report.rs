@@ -9,9 +9,9 @@ use run_record::{
     ResultRow, RunRecord, STATUS_RUNNING, STATUS_STOPPED, duration, layout, to_csv, visible, write_atomically,
 };
 
-use crate::process::{note, say, show};
-use crate::summary;
+use crate::process::{Place, note, say, show};
 use crate::table::{markdown, percent, points, speed};
+use crate::{page, summary};
 
 /// What the runs of a results directory came to.
 #[derive(Debug, Default)]
@@ -26,8 +26,15 @@ pub(crate) struct Report {
     pub(crate) problems: Vec<String>,
 }
 
-/// `cargo xtask report`: writes results.csv and summary.csv, and prints both.
-pub(crate) fn report(results: &Path) -> Result<u8> {
+/// `cargo xtask report`: the tables, and the page if there is a run to show on it.
+pub(crate) fn report(place: &Place, results: &Path) -> Result<u8> {
+    let report = tables(results)?;
+    let of_page = if report.rows.is_empty() { 0 } else { page::write(place, results)? };
+    Ok(of_page.max(u8::from(!report.problems.is_empty())))
+}
+
+/// Writes results.csv and summary.csv, and prints both.
+fn tables(results: &Path) -> Result<Report> {
     if !results.is_dir() {
         bail!(
             "{} is no directory: `cargo xtask train-all` makes one, --results names another",
@@ -58,7 +65,7 @@ pub(crate) fn report(results: &Path) -> Result<u8> {
     for problem in &report.problems {
         note(format!("error: {problem}"));
     }
-    Ok(u8::from(!report.problems.is_empty()))
+    Ok(report)
 }
 
 fn runs_in(report: &Report) -> usize {
@@ -190,6 +197,7 @@ pub(crate) mod tests {
                 status: status.into(),
             },
             weights_sha256: None,
+            temperature: None,
             command: Vec::new(),
             trainer_version: "0.1.0".into(),
             cpu: String::new(),
@@ -217,7 +225,7 @@ pub(crate) mod tests {
         write_record(results.path(), "5", &record("c", "quick", 0, STATUS_RUNNING));
         write_record(results.path(), "6", &record("c", "quick", 1, STATUS_STOPPED));
         fs::create_dir_all(results.path().join("runs/without-record")).unwrap();
-        assert_eq!(report(results.path()).unwrap(), 0);
+        assert_eq!(tables(results.path()).unwrap().problems, Vec::<String>::new());
 
         let text = fs::read_to_string(results.path().join("results.csv")).unwrap();
         assert!(text.starts_with("model,family,preset,"), "{text}");
@@ -259,12 +267,12 @@ pub(crate) mod tests {
     #[test]
     fn without_runs_there_still_is_a_header() {
         let results = tempfile::tempdir().unwrap();
-        assert_eq!(report(results.path()).unwrap(), 0);
+        assert!(tables(results.path()).unwrap().rows.is_empty());
         let text = fs::read_to_string(results.path().join("results.csv")).unwrap();
         assert_eq!(text.as_bytes(), to_csv::<ResultRow>(&[]).unwrap());
         let text = fs::read_to_string(results.path().join("summary.csv")).unwrap();
         assert_eq!(text.as_bytes(), to_csv::<SummaryRow>(&[]).unwrap());
-        assert!(report(&results.path().join("typo")).is_err());
+        assert!(tables(&results.path().join("typo")).is_err());
     }
 
     #[test]
@@ -278,8 +286,7 @@ pub(crate) mod tests {
             fs::create_dir_all(results.path().join("runs").join(run)).unwrap();
             fs::write(results.path().join("runs").join(run).join("record.json"), text).unwrap();
         }
-        assert_eq!(report(results.path()).unwrap(), 1);
-        let found = collect(results.path()).unwrap();
+        let found = tables(results.path()).unwrap();
         assert_eq!(found.rows.len(), 1);
         assert!(found.problems[0].contains("cut/record.json"), "{:?}", found.problems);
         let newer = format!("newer/record.json: format = {} is newer", RECORD_FORMAT + 1);

@@ -1,9 +1,9 @@
 //! The network: tokenizer, encoder, pooling, head.
 
 use core_layers::{
-    AttentionConfig, ConfigError, Conv2d, EncoderBlock, EncoderConfig, EncoderPaths, Init, LayerNorm, Linear,
-    MlpConfig, Model, Padding, SequencePooling, add_position_embedding, buffer, drop_path_rates,
-    first_token_map, map_to_tokens, pad_same, parameter, patch_embedding, prepend_tokens,
+    AttentionConfig, ClassEvidence, ConfigError, Conv2d, EncoderBlock, EncoderConfig, EncoderPaths, Init,
+    LayerNorm, Linear, MlpConfig, Model, Padding, SequencePooling, add_position_embedding, buffer,
+    drop_path_rates, first_token_map, map_to_tokens, pad_same, parameter, patch_embedding, prepend_tokens,
     sinusoidal_position_embedding,
 };
 use tch::nn::Path;
@@ -132,18 +132,24 @@ impl Cct {
     /// Tokens `[B, h·w, D]` to the normalised tokens after the encoder, and the last block's
     /// attention probabilities.
     fn encode(&self, tokens: Tensor, train: bool) -> (Tensor, Tensor) {
-        let mut x = tokens;
-        if let Pooling::ClassToken(token) = &self.pooling {
-            x = prepend_tokens(token, &x);
-        }
-        if let Some(position) = &self.position {
-            x = add_position_embedding(&x, position);
-        }
+        let mut x = self.with_positions(tokens);
         let mut probabilities = Tensor::new();
         for block in &self.blocks {
             (x, probabilities) = block.forward_t(&x, train);
         }
         (self.norm.forward(&x), probabilities)
+    }
+
+    /// Tokens `[B, h·w, D]` as the first block gets them, behind a class token if there is one.
+    fn with_positions(&self, tokens: Tensor) -> Tensor {
+        let tokens = match &self.pooling {
+            Pooling::ClassToken(token) => prepend_tokens(token, &tokens),
+            Pooling::Sequence(_) => tokens,
+        };
+        match &self.position {
+            Some(position) => add_position_embedding(&tokens, position),
+            None => tokens,
+        }
     }
 }
 
@@ -238,5 +244,34 @@ impl Model for Cct {
             Pooling::ClassToken(_) => first_token_map(&probabilities, height, width),
             Pooling::Sequence(pooling) => pooling.weights(&tokens).reshape([batch, 1, height, width]),
         })
+    }
+
+    /// The tokens that the sequence pooling sees; those that the last block sees, where a class token gathers them.
+    fn class_evidence(&self, images: &Tensor) -> ClassEvidence {
+        let map = self.token_map(images);
+        let grid = [map.size()[2], map.size()[3]];
+        let tokens = map_to_tokens(&map);
+        match (&self.pooling, self.blocks.split_last()) {
+            (Pooling::ClassToken(_), Some((last, first))) => {
+                let x =
+                    first.iter().fold(self.with_positions(tokens), |x, block| block.forward_t(&x, false).0);
+                let features = last.norm(&x);
+                let (encoded, _) = last.forward_normed(&x, &features, false);
+                let logits = self.head.forward(&self.norm.forward(&encoded).select(1, 0));
+                ClassEvidence { features, grid, logits }
+            }
+            (pooling, _) => {
+                let (features, _) = self.encode(tokens, false);
+                let pooled = match pooling {
+                    Pooling::ClassToken(_) => features.select(1, 0),
+                    Pooling::Sequence(pooling) => pooling.forward(&features),
+                };
+                ClassEvidence { logits: self.head.forward(&pooled), features, grid }
+            }
+        }
+    }
+
+    fn kernels(&self) -> Vec<(&'static str, Tensor)> {
+        self.stages.first().map(|conv| ("tokenizer", conv.weight().detach())).into_iter().collect()
     }
 }

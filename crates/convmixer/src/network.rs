@@ -1,6 +1,6 @@
 //! The network: stem, blocks, global mean, linear head.
 
-use core_layers::{Activation, BatchNorm2d, ConfigError, Conv2d, Linear, Model, Padding};
+use core_layers::{Activation, BatchNorm2d, ClassEvidence, ConfigError, Conv2d, Linear, Model, Padding};
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
@@ -68,6 +68,18 @@ impl ConvMixer {
     pub fn embed(&self, images: &Tensor, train: bool) -> Tensor {
         self.stem_norm.forward_t(&self.activation.forward(&self.stem.forward(images)), train)
     }
+
+    /// Images `[B, 3, H, W]` to the last block's map `[B, C, H/p, W/p]`.
+    fn mix(&self, images: &Tensor, train: bool) -> Tensor {
+        self.blocks
+            .iter()
+            .fold(self.embed(images, train), |x, block| block.forward_t(&x, self.activation, train))
+    }
+}
+
+/// `[B, C, h, w]` → `[B, C]`.
+fn mean_over_positions(map: &Tensor) -> Tensor {
+    map.mean_dim([2i64, 3].as_slice(), false, Kind::Float)
 }
 
 impl Block {
@@ -114,14 +126,31 @@ fn norm(vs: &Path, config: &ConvMixerConfig) -> Result<BatchNorm2d, TchError> {
 
 impl Model for ConvMixer {
     fn forward_features(&self, images: &Tensor, train: bool) -> Tensor {
-        let mut x = self.embed(images, train);
-        for block in &self.blocks {
-            x = block.forward_t(&x, self.activation, train);
-        }
-        x.mean_dim([2i64, 3].as_slice(), false, Kind::Float) // [B, C, H, W] -> [B, C]
+        mean_over_positions(&self.mix(images, train))
     }
 
     fn forward_head(&self, features: &Tensor, _train: bool) -> Tensor {
         self.head.forward(features)
+    }
+
+    /// The last block's map.
+    fn class_evidence(&self, images: &Tensor) -> ClassEvidence {
+        let features = self.mix(images, false);
+        let grid = [features.size()[2], features.size()[3]];
+        ClassEvidence { logits: self.head.forward(&mean_over_positions(&features)), features, grid }
+    }
+
+    /// The patch embeddings, and the depthwise kernels of the first, the middle and the last block.
+    fn kernels(&self) -> Vec<(&'static str, Tensor)> {
+        let depthwise = |block: usize| self.blocks.get(block).map(|block| block.depthwise.weight().detach());
+        let (middle, last) = (self.blocks.len() / 2, self.blocks.len().saturating_sub(1));
+        let named = [
+            ("first depthwise kernels", 0),
+            ("middle depthwise kernels", middle),
+            ("last depthwise kernels", last),
+        ];
+        let patches = [("patch embeddings", self.stem.weight().detach())];
+        let kernels = named.into_iter().filter_map(|(name, block)| Some((name, depthwise(block)?)));
+        patches.into_iter().chain(kernels).collect()
     }
 }

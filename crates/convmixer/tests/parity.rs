@@ -5,7 +5,7 @@
 //! (`convmixer_768_32`).
 
 use convmixer::ConvMixerConfig;
-use core_layers::Model;
+use core_layers::{Model, grad_cam};
 use tch::{Device, Kind, Tensor, nn};
 use test_support::{Role, largest_difference};
 
@@ -97,4 +97,32 @@ fn timm_768_32_gives_timms_logits() {
     let difference = largest_difference(&logits.narrow(1, 0, 10), &want);
     assert!(difference < 5e-4, "{difference}");
     assert!((logits.norm().double_value(&[]) - 8.8359).abs() < 1e-3);
+}
+
+/// `docs/parity/explanations.py`: the package grad-cam 1.5.7 and timm 1.0.31 on PyTorch 2.11.
+#[test]
+fn grad_cam_is_the_reference_implementations() {
+    let config =
+        ConvMixerConfig { num_classes: 10, image_size: 28, ..ConvMixerConfig::imagenet(64, 3, 7, 7) };
+    let vs = nn::VarStore::new(Device::Cpu);
+    let network = config.init(&vs.root()).expect("the configuration is valid");
+    fill(&vs, str::to_owned);
+    let images = test_support::images(1, 28) / 255.0;
+    let of_1 = [
+        0.413421, 0.248585, 0.361246, 0.144767, 0.675757, 0.999972, 0.082928, 0.092119, 0.258490, 0.763559,
+        0.0, 0.081550, 0.114024, 0.453755, 0.765562, 0.066379,
+    ];
+    let of_9 = [
+        0.438104, 0.0, 0.415440, 0.999963, 0.0, 0.0, 0.0, 0.517709, 0.0, 0.228116, 0.0, 0.0, 0.128791,
+        0.222083, 0.0, 0.0,
+    ];
+    for (class, want) in [(1i64, of_1), (9, of_9)] {
+        let map = grad_cam(&network, &images, &Tensor::from_slice(&[class])).expect("there is such a class");
+        assert_eq!(map.size(), [1, 4, 4]);
+        // The package's own scaling.
+        let from_0 = &map - map.min();
+        let scaled = &from_0 / (from_0.max() + 1e-7);
+        let difference = largest_difference(&scaled, &want);
+        assert!(difference < 1e-4, "class {class}: {difference}");
+    }
 }

@@ -82,6 +82,11 @@ impl Conv2d {
         Self { padding, ..self }
     }
 
+    /// The kernels, `[out, in / groups, kernel, kernel]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// `[B, in, H, W]` → `[B, out, H', W']`.
     pub fn forward(&self, images: &Tensor) -> Tensor {
         let kernel = self.weight.size()[2];

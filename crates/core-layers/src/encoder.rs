@@ -66,11 +66,21 @@ impl EncoderBlock {
 
     /// Tokens `[B, N, D]` → the same shape, and the attention probabilities `[B, heads, N, N]`.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
+        self.forward_normed(x, &self.norm(x), train)
+    }
+
+    /// What the attention gets, `[B, N, D]`: the first norm of tokens of that shape.
+    pub fn norm(&self, x: &Tensor) -> Tensor {
+        self.first_norm.forward(x)
+    }
+
+    /// [`Self::forward_t`], given what [`Self::norm`] makes of `x`.
+    pub fn forward_normed(&self, x: &Tensor, normed: &Tensor, train: bool) -> (Tensor, Tensor) {
         let EncoderConfig { drop_path_rate, shared_drop_path, normed_residual, .. } = self.config;
         let draw = || drop_path_mask(x, drop_path_rate, train);
         let first = draw();
         let second = if shared_drop_path { first.as_ref().map(Tensor::shallow_clone) } else { draw() };
-        let (mixed, probabilities) = self.attention.forward_t(&self.first_norm.forward(x), None, None, train);
+        let (mixed, probabilities) = self.attention.forward_t(normed, None, None, train);
         let x = x + apply_drop_path(mixed, first.as_ref());
         let normed = self.second_norm.forward(&x);
         let branch = apply_drop_path(self.mlp.forward_t(&normed, train), second.as_ref());

@@ -5,6 +5,7 @@ mod attention;
 mod conv;
 mod drop;
 mod encoder;
+mod explain;
 mod init;
 mod linear;
 mod mlp;
@@ -24,6 +25,7 @@ pub use attention::{AttentionConfig, MultiHeadAttention, attend, merge_heads, sp
 pub use conv::{Conv2d, Padding};
 pub use drop::{apply_drop_path, drop_path, drop_path_mask, drop_path_rates};
 pub use encoder::{EncoderBlock, EncoderConfig, EncoderPaths};
+pub use explain::{ClassEvidence, grad_cam};
 pub use init::{Init, InitScheme, buffer, parameter};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
@@ -34,7 +36,8 @@ pub use model::{
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use padding::{pad_same, same_padding};
 pub use position::{
-    Resample, add_position_embedding, resize_position_embedding, sinusoidal_position_embedding,
+    Resample, add_position_embedding, position_similarity, resize_position_embedding,
+    sinusoidal_position_embedding,
 };
 pub use scale::LayerScale;
 pub use squeeze_excite::{SqueezeExcite, SqueezeExciteConfig};

@@ -8,6 +8,8 @@ use serde_json::Value;
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
+use crate::ClassEvidence;
+
 /// An image classifier.
 pub trait Model: fmt::Debug + Send {
     /// Images `[B, 3, H, W]`, floats as the network is fed them, to features whose shape is the
@@ -24,6 +26,29 @@ pub trait Model: fmt::Debug + Send {
 
     /// Where the network looks, `[B, heads or 1, h, w]`, or `None` for one without attention.
     fn attention_maps(&self, _images: &Tensor) -> Option<Tensor> {
+        None
+    }
+
+    /// Where the network looks, wherever in it that is worth a picture: a name, and `[B, heads or 1, h, w]`.
+    fn attention_layers(&self, images: &Tensor) -> Vec<(String, Tensor)> {
+        self.attention_maps(images).map(|maps| ("attention".to_owned(), maps)).into_iter().collect()
+    }
+
+    /// Attention followed through all blocks, `[B, 1, h, w]`, for a network whose tokens are the patches throughout.
+    fn attention_rollout(&self, _images: &Tensor) -> Option<Tensor> {
+        None
+    }
+
+    /// A pass in eval mode with the features that [`crate::grad_cam`] weighs.
+    fn class_evidence(&self, images: &Tensor) -> ClassEvidence;
+
+    /// Kernels that show something: a name, and `[N, 3 (colours) or 1, k, k]`.
+    fn kernels(&self) -> Vec<(&'static str, Tensor)> {
+        Vec::new()
+    }
+
+    /// How alike the learned embeddings of two positions are, `[h, w, h, w]`, for a network that has such.
+    fn position_similarity(&self) -> Option<Tensor> {
         None
     }
 }

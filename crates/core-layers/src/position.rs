@@ -1,6 +1,6 @@
 //! Position embeddings: fixed sinusoids, and learned ones for another size of image.
 
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::trace;
 
@@ -9,6 +9,16 @@ pub fn add_position_embedding(tokens: &Tensor, embedding: &Tensor) -> Tensor {
     let sum = tokens + embedding;
     trace::step("PositionEmbedding", &[Some(embedding)], &sum, &[0]);
     sum
+}
+
+/// The cosine between the embeddings `[1, prefix + h·w, D]` of every two positions of a grid, `[h, w, h, w]`
+/// (Dosovitskiy et al., arXiv:2010.11929, fig. 7). What comes before the grid is left out.
+pub fn position_similarity(embedding: &Tensor, height: i64, width: i64) -> Tensor {
+    let all = embedding.detach().squeeze_dim(0);
+    let grid = all.narrow(0, all.size()[0] - height * width, height * width);
+    let norms = grid.norm_scalaropt_dim(2.0, [1i64].as_slice(), true).clamp_min(1e-12);
+    let units = grid / norms;
+    units.matmul(&units.transpose(0, 1)).to_kind(Kind::Float).reshape([height, width, height, width])
 }
 
 /// How a grid of embeddings is resampled.

@@ -28,7 +28,7 @@ pub use rng::{keyed_rng, keyed_seed, permutation};
 pub use sets::arrangement::PartLabels;
 pub use sets::cifar::{load_cifar10, load_cifar100, parse_cifar10, parse_cifar100};
 pub use sets::dataset::{CoarseLabels, Dataset, Labelled, Pixels, Skipped};
-pub use sets::decode::decode;
+pub use sets::decode::{EXTENSIONS as PICTURE_EXTENSIONS, decode};
 pub use sets::digits::{load_digits, parse_digits};
 pub use sets::folder::{Folder, list_folder};
 pub use sets::index::FolderIndex;

@@ -1,9 +1,9 @@
 //! The network: stem, four levels of local and global attention, head.
 
 use core_layers::{
-    Activation, AttentionConfig, ConfigError, Conv2d, Init, LayerNorm, LayerScale, Linear, Mlp, MlpConfig,
-    Model, MultiHeadAttention, Padding, RelativePositionBias, drop_path, drop_path_rates, map_to_tokens,
-    repeat_per_window, split_heads, window_partition, window_reverse,
+    Activation, AttentionConfig, ClassEvidence, ConfigError, Conv2d, Init, LayerNorm, LayerScale, Linear,
+    Mlp, MlpConfig, Model, MultiHeadAttention, Padding, RelativePositionBias, drop_path, drop_path_rates,
+    map_to_tokens, repeat_per_window, split_heads, window_partition, window_reverse,
 };
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
@@ -23,7 +23,15 @@ pub struct GcVit {
     levels: Vec<Level>,
     norm: LayerNorm,
     head: Linear,
-    last_window: i64,
+}
+
+/// Attention probabilities in a level, `[B·windows, heads, N, N]`.
+#[derive(Debug)]
+struct Attention {
+    /// Of its last block.
+    last: Tensor,
+    /// Of the last block with global queries, if it has any.
+    global: Option<Tensor>,
 }
 
 /// Blocks on maps of one size, with one query map for all that attend globally, and what halves the
@@ -97,20 +105,38 @@ impl GcVit {
                 init.linear().weight(features, num_classes),
                 Some(init.linear().bias(features)),
             )?,
-            last_window: shapes[3].window,
         })
     }
 
-    /// Images `[B, 3, H, W]` to the last level's maps `[B, C, h, w]` before the norm, and its last
-    /// block's attention probabilities `[B·windows, heads, N, N]`.
-    fn encode(&self, images: &Tensor, train: bool) -> (Tensor, Tensor) {
+    /// Images `[B, 3, H, W]` to the last level's maps `[B, C, h, w]` before the norm. `see` is given each level's number
+    /// from 0, the size of its maps, and the attention in its blocks.
+    fn encode(
+        &self,
+        images: &Tensor,
+        train: bool,
+        mut see: impl FnMut(usize, [i64; 2], Attention),
+    ) -> Tensor {
         let mut maps = self.stem.forward(&self.patches.forward(images)); // [B, C, H/4, W/4]
-        let mut probabilities = Tensor::new();
-        for level in &self.levels {
-            (maps, probabilities) = level.forward_t(&maps, train);
+        for (l, level) in self.levels.iter().enumerate() {
+            let size = [maps.size()[2], maps.size()[3]];
+            let (next, attention) = level.forward_t(&maps, train);
+            maps = next;
+            see(l, size, attention);
         }
-        (maps, probabilities)
+        maps
     }
+
+    /// The features of maps as [`GcVit::encode`] leaves them, `[B, C]`.
+    fn pool(&self, maps: &Tensor) -> Tensor {
+        self.norm.forward_map(maps).mean_dim([2i64, 3].as_slice(), false, Kind::Float)
+    }
+}
+
+/// How much attention each position of maps of a size receives from the queries of its window on average:
+/// probabilities `[B·windows, heads, N, N]` → `[B, heads, h, w]`.
+fn received(probabilities: &Tensor, window: i64, [height, width]: [i64; 2]) -> Tensor {
+    let received = probabilities.mean_dim([2i64].as_slice(), false, Kind::Float); // [B·windows, heads, N]
+    window_reverse(&received.transpose(1, 2), window, height, width).permute([0, 3, 1, 2])
 }
 
 impl Level {
@@ -144,8 +170,8 @@ impl Level {
     }
 
     /// Maps `[B, C, H, W]` → the next level's, `[B, C', H/2, W/2]`, or of the same shape if there is
-    /// none; and the last block's attention probabilities `[B·windows, heads, N, N]`.
-    fn forward_t(&self, maps: &Tensor, train: bool) -> (Tensor, Tensor) {
+    /// none; and the attention in its blocks.
+    fn forward_t(&self, maps: &Tensor, train: bool) -> (Tensor, Attention) {
         let size = maps.size();
         let windows = (size[2] / self.window) * (size[3] / self.window);
         // All windows of an image ask the same: [B, C, w, w] -> [B, heads, N, d] -> [B·windows, ..].
@@ -153,16 +179,19 @@ impl Level {
         let query = repeat_per_window(&query, windows);
         // A view that is contiguous wherever maps are kept channels-last, as the norms leave them.
         let mut x = maps.permute([0, 2, 3, 1]);
-        let mut probabilities = Tensor::new();
+        let mut attention = Attention { last: Tensor::new(), global: None };
         for block in &self.blocks {
-            (x, probabilities) = block.forward_t(&x, &query, train);
+            (x, attention.last) = block.forward_t(&x, &query, train);
+            if block.global {
+                attention.global = Some(attention.last.shallow_clone());
+            }
         }
         let maps = x.permute([0, 3, 1, 2]);
         let maps = match &self.downsample {
             Some(downsample) => downsample.forward(&maps),
             None => maps,
         };
-        (maps, probabilities)
+        (maps, attention)
     }
 }
 
@@ -238,8 +267,7 @@ impl Block {
 
 impl Model for GcVit {
     fn forward_features(&self, images: &Tensor, train: bool) -> Tensor {
-        let (maps, _) = self.encode(images, train);
-        self.norm.forward_map(&maps).mean_dim([2i64, 3].as_slice(), false, Kind::Float) // [B, C]
+        self.pool(&self.encode(images, train, |_, _, _| ()))
     }
 
     fn forward_head(&self, features: &Tensor, _train: bool) -> Tensor {
@@ -247,11 +275,32 @@ impl Model for GcVit {
     }
 
     fn attention_maps(&self, images: &Tensor) -> Option<Tensor> {
-        let (maps, probabilities) = self.encode(images, false);
-        let size = maps.size();
-        let received = probabilities.mean_dim([2i64].as_slice(), false, Kind::Float); // [B·windows, heads, N]
-        let maps = window_reverse(&received.transpose(1, 2), self.last_window, size[2], size[3]);
-        Some(maps.permute([0, 3, 1, 2]))
+        let mut last = None;
+        let _ = self.encode(images, false, |l, size, attention| {
+            last = Some(received(&attention.last, self.levels[l].window, size));
+        });
+        last
+    }
+
+    /// Where the global queries of each level look, in its last block that has them.
+    fn attention_layers(&self, images: &Tensor) -> Vec<(String, Tensor)> {
+        let mut levels = Vec::new();
+        let _ = self.encode(images, false, |l, size, attention| {
+            let global = attention.global.map(|global| received(&global, self.levels[l].window, size));
+            levels.extend(global.map(|maps| (format!("global queries, level {}", l + 1), maps)));
+        });
+        levels
+    }
+
+    /// The last level's map before the norm.
+    fn class_evidence(&self, images: &Tensor) -> ClassEvidence {
+        let features = self.encode(images, false, |_, _, _| ());
+        let grid = [features.size()[2], features.size()[3]];
+        ClassEvidence { logits: self.head.forward(&self.pool(&features)), features, grid }
+    }
+
+    fn kernels(&self) -> Vec<(&'static str, Tensor)> {
+        vec![("stem", self.patches.weight().detach())]
     }
 }
 

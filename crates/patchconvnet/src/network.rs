@@ -1,6 +1,8 @@
 //! The network: stem, trunk, pooling, head.
 
-use core_layers::{Activation, ConfigError, Conv2d, Linear, Model, Padding, map_to_tokens, parameter, trace};
+use core_layers::{
+    Activation, ClassEvidence, ConfigError, Conv2d, Linear, Model, Padding, map_to_tokens, parameter, trace,
+};
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
@@ -105,6 +107,15 @@ impl PatchConvNet {
         let blocks = self.trunk.iter().cycle().take(self.depth);
         blocks.fold(self.embed_patches(images), |x, block| block.forward_t(&x, train))
     }
+
+    /// The map the pooling sees, `[B, D, h, w]`, to features.
+    fn pool(&self, maps: &Tensor, train: bool) -> Tensor {
+        let tokens = self.pooling.forward_t(&map_to_tokens(maps), train);
+        match self.head {
+            Head::Single(_) => tokens.select(1, 0),
+            Head::PerClass { .. } => tokens,
+        }
+    }
 }
 
 fn stem_convolution(
@@ -146,11 +157,7 @@ impl Head {
 
 impl Model for PatchConvNet {
     fn forward_features(&self, images: &Tensor, train: bool) -> Tensor {
-        let tokens = self.pooling.forward_t(&map_to_tokens(&self.encode(images, train)), train);
-        match self.head {
-            Head::Single(_) => tokens.select(1, 0),
-            Head::PerClass { .. } => tokens,
-        }
+        self.pool(&self.encode(images, train), train)
     }
 
     fn forward_head(&self, features: &Tensor, _train: bool) -> Tensor {
@@ -171,5 +178,16 @@ impl Model for PatchConvNet {
     fn attention_maps(&self, images: &Tensor) -> Option<Tensor> {
         let maps = self.class_attention_maps(images);
         Some(maps.mean_dim([1i64].as_slice(), true, Kind::Float))
+    }
+
+    /// The map that the pooling sees.
+    fn class_evidence(&self, images: &Tensor) -> ClassEvidence {
+        let features = self.encode(images, false);
+        let grid = [features.size()[2], features.size()[3]];
+        ClassEvidence { logits: self.forward_head(&self.pool(&features, false), false), features, grid }
+    }
+
+    fn kernels(&self) -> Vec<(&'static str, Tensor)> {
+        self.stem.first().map(|conv| ("stem", conv.weight().detach())).into_iter().collect()
     }
 }

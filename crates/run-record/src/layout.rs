@@ -9,6 +9,9 @@ pub const RESULTS: &str = "results.csv";
 /// The table over seeds beside it: [`SummaryRow`](crate::SummaryRow).
 pub const SUMMARY: &str = "summary.csv";
 
+/// The page of all of it beside them.
+pub const REPORT: &str = "report.html";
+
 /// A run's record: [`RunRecord`](crate::RunRecord). A directory with one is a run's.
 pub const RECORD: &str = "record.json";
 
@@ -24,6 +27,12 @@ pub const BEST: &str = "best.safetensors";
 /// The weights of the last epoch, where a recipe keeps those.
 pub const LAST: &str = "last.safetensors";
 
+/// What the kept network said of every test image: [`Prediction`](crate::Prediction).
+pub const PREDICTIONS: &str = "predictions.csv";
+
+/// The network layer by layer.
+pub const LAYERS: &str = "layers.json";
+
 /// What was said, with the times.
 pub const LOG: &str = "train.log";
 
@@ -38,3 +47,6 @@ pub const CHECKPOINT_MODEL: &str = "model.safetensors";
 
 /// The directory of a run's events for TensorBoard.
 pub const TENSORBOARD: &str = "tensorboard";
+
+/// The directory of a run's pictures.
+pub const FIGURES: &str = "figures";

@@ -7,6 +7,7 @@
 //! | `recipes/<preset>/<family>.toml`, `runs/*/recipe.toml` | [`Recipe`] |
 //! | `runs/*/history.csv`, one row per epoch | [`EpochStats`] |
 //! | `runs/*/record.json` | [`RunRecord`] |
+//! | `runs/*/predictions.csv`, one row per test image | [`Prediction`] |
 //! | `results.csv`, one row per run | [`ResultRow`] |
 //! | `summary.csv`, one row per group of seeds | [`SummaryRow`] |
 //!
@@ -16,11 +17,14 @@ mod augment;
 mod data;
 mod digest;
 mod disk;
+mod explain;
 mod fault;
 pub mod layout;
 pub mod machine;
+mod measures;
 mod optim;
 mod policy;
+mod predictions;
 mod recipe;
 mod record;
 mod summary;
@@ -39,9 +43,15 @@ pub use digest::{Hashed, Hashing, sha256, sha256_file};
 pub use disk::{
     cache_dir, check_writable, remove_partial_files, sync_directory, write_atomically, write_atomically_with,
 };
+pub use explain::{ExplainMethod, ExplainRecipe};
 pub use fault::{RecipeError, RecipeErrors};
+pub use measures::{
+    CALIBRATION_BINS, CalibrationBin, ClassMeasures, calibration, calibration_error, class_measures,
+    confusion, temperature,
+};
 pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerRecipe, RollbackRecipe, Schedule};
 pub use policy::{Policy, TimmRandAugment};
+pub use predictions::{Prediction, predictions_from_csv};
 pub use recipe::{
     Bce, Estimate, FieldValue, InitialWeights, ModelChoice, Recipe, Reference, Select, TrainRecipe,
 };

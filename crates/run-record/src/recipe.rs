@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::AugmentRecipe;
 use crate::data::{DataRecipe, DatasetName, FolderRecipe};
+use crate::explain::ExplainRecipe;
 use crate::fault::{Faults, RecipeErrors};
 use crate::optim::{EmaRecipe, OptimizerRecipe, RollbackRecipe, Schedule};
 
@@ -70,6 +71,9 @@ pub struct Recipe {
     /// What to do when the loss is no longer a number, if not to stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackRecipe>,
+    /// What is drawn of the network while it trains, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explain: Option<ExplainRecipe>,
     /// The weights training starts from, if not fresh draws.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_weights: Option<InitialWeights>,
@@ -288,6 +292,9 @@ impl Recipe {
         if let Some(rollback) = self.rollback {
             rollback.check(&mut faults);
         }
+        if let Some(explain) = &self.explain {
+            explain.check(&mut faults);
+        }
         if let Some(InitialWeights { sha256, .. }) = &self.initial_weights {
             let digits = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
             let holds = sha256.len() == 64 && sha256.bytes().all(digits);
@@ -306,10 +313,10 @@ impl Recipe {
         faults.result()
     }
 
-    /// The recipe without its published numbers, its forecast and the place of its initial weights: what
+    /// The recipe without its published numbers, its forecast, what is drawn and the place of its initial weights: what
     /// decides the outcome of a run.
     pub fn without_commentary(&self) -> Self {
-        let mut recipe = Self { reference: None, estimate: None, ..self.clone() };
+        let mut recipe = Self { reference: None, estimate: None, explain: None, ..self.clone() };
         if let Some(weights) = &mut recipe.initial_weights {
             weights.file = PathBuf::new();
         }

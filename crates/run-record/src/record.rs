@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the `record.json` layout; a reader refuses a newer one.
-pub const RECORD_FORMAT: u32 = 4;
+pub const RECORD_FORMAT: u32 = 5;
 
 /// [`ResultRow::status`] of a run that reached its last epoch and was tested.
 pub const STATUS_COMPLETE: &str = "complete";
@@ -146,6 +146,9 @@ pub struct RunRecord {
     pub result: ResultRow,
     /// SHA-256 of the kept weights, once the run is complete.
     pub weights_sha256: Option<String>,
+    /// What logits are divided by to make probabilities as confident as they are right, fitted on the validation images
+    /// ([`crate::temperature`]); once the run is complete. (Not before format 5.)
+    pub temperature: Option<f64>,
     /// The command line of the trainer.
     pub command: Vec<String>,
     /// Version of the trainer.
@@ -248,6 +251,7 @@ mod tests {
             format: RECORD_FORMAT,
             result: row(),
             weights_sha256: None,
+            temperature: None,
             command: vec!["trainer".into(), "train".into()],
             trainer_version: "0.1.0".into(),
             cpu: "a processor".into(),
@@ -261,13 +265,13 @@ mod tests {
         assert_eq!(RunRecord::parse(&text).unwrap(), record);
         let spoiled = text.replacen("\"format\"", "\"formats\"", 1);
         assert!(RunRecord::parse(&spoiled).unwrap_err().contains("formats"));
-        let older = text.replacen("\"format\":4", "\"format\":1", 1);
+        let older = text.replacen("\"format\":5", "\"format\":1", 1);
         let older = older.replacen(",\"skipped_files\":3,\"resumed_from\":[\"epoch-0002\"]", "", 1);
         let cards = ",\"gpu\":\"a card\",\"driver\":\"580.95.05\",\"deterministic\":true";
         let older = older.replacen(cards, "", 1);
         let older = RunRecord::parse(&older).unwrap();
         assert_eq!((older.skipped_files, older.gpu, older.deterministic), (0, None, false));
-        let newer = text.replacen("\"format\":4", "\"format\":5,\"another\":3", 1);
-        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 5 is newer"));
+        let newer = text.replacen("\"format\":5", "\"format\":6,\"another\":3", 1);
+        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 6 is newer"));
     }
 }

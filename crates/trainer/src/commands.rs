@@ -2,10 +2,12 @@
 
 pub mod device;
 pub mod evaluate;
+pub mod explain;
 pub mod forward;
 pub mod init;
 pub mod inspect;
 pub mod list;
+pub mod predict;
 pub mod summary;
 pub mod train;
 

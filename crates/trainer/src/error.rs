@@ -50,6 +50,14 @@ pub enum Error {
         /// What is in the way, and the way out.
         problem: String,
     },
+    /// Pictures that could not be read; each was named.
+    #[error("{unread} of {total} pictures could not be read")]
+    Unread {
+        /// How many.
+        unread: usize,
+        /// Of how many.
+        total: usize,
+    },
     /// Training went wrong.
     #[error("{0}")]
     Training(String),

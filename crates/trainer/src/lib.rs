@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod error;
+pub mod look;
 pub mod network;
 pub mod optim;
 pub mod process;

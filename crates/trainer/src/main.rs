@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use trainer::process::progress::{note, show};
 use trainer::{Error, error, process::signals};
 
-use commands::{device, evaluate, forward, init, inspect, list, summary, train};
+use commands::{device, evaluate, explain, forward, init, inspect, list, predict, summary, train};
 
 // libtorch allocates and frees large blocks every step, which the C library's allocator hands back
 // to the kernel each time. With its `override` feature, mimalloc serves libtorch's C++ too.
@@ -35,6 +35,14 @@ enum Command {
         after_help = "Example: trainer evaluate --weights results/runs/convmixer_reference--quick--s0/last.safetensors"
     )]
     Evaluate(evaluate::Args),
+    /// Say what a network sees in pictures.
+    #[command(
+        after_help = "Examples: trainer predict photo.jpg\n          find photos -name '*.jpg' | trainer predict --format json -"
+    )]
+    Predict(predict::Args),
+    /// Draw what a network's answers rest on: attention, Grad-CAM, kernels, position embeddings.
+    #[command(after_help = "Example: trainer explain --method gradcam photo.jpg")]
+    Explain(explain::Args),
     /// List the networks: name, family, parameters, multiply-accumulates, image size, classes.
     #[command(after_help = "Example: trainer list 'convmixer_256*'")]
     List(list::Args),
@@ -97,6 +105,8 @@ fn main() -> ExitCode {
     let outcome = std::panic::catch_unwind(|| match Cli::try_parse() {
         Ok(Cli { command: Command::Train(args) }) => train::run(args),
         Ok(Cli { command: Command::Evaluate(args) }) => evaluate::run(&args),
+        Ok(Cli { command: Command::Predict(args) }) => predict::run(&args),
+        Ok(Cli { command: Command::Explain(args) }) => explain::run(&args),
         Ok(Cli { command: Command::List(args) }) => list::run(&args),
         Ok(Cli { command: Command::Summary(args) }) => summary::run(&args),
         Ok(Cli { command: Command::Forward(args) }) => forward::run(&args),

@@ -1,9 +1,9 @@
 //! The network: patch embedding, encoder, head.
 
 use core_layers::{
-    AttentionConfig, ConfigError, Conv2d, EncoderBlock, EncoderConfig, EncoderPaths, Init, LayerNorm, Linear,
-    MlpConfig, Model, add_position_embedding, drop_path_rates, first_token_map, map_to_tokens, parameter,
-    patch_embedding, prepend_tokens,
+    AttentionConfig, ClassEvidence, ConfigError, Conv2d, EncoderBlock, EncoderConfig, EncoderPaths, Init,
+    LayerNorm, Linear, MlpConfig, Model, add_position_embedding, drop_path_rates, first_token_map,
+    map_to_tokens, parameter, patch_embedding, position_similarity, prepend_tokens,
 };
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
@@ -86,11 +86,16 @@ impl Vit {
         map_to_tokens(&self.patches.forward(images))
     }
 
+    /// Images `[B, 3, H, W]` to what the first block gets, `[B, 1 + h·w, D]`.
+    fn tokens(&self, images: &Tensor) -> Tensor {
+        let tokens = prepend_tokens(&self.class_token, &self.embed_patches(images));
+        add_position_embedding(&tokens, &self.position)
+    }
+
     /// The tokens after the last block, before the norm, and each block's attention probabilities
     /// `[B, heads, N, N]` if they are wanted.
     fn encode(&self, images: &Tensor, train: bool, mut probabilities: Option<&mut Vec<Tensor>>) -> Tensor {
-        let tokens = prepend_tokens(&self.class_token, &self.embed_patches(images));
-        let mut x = add_position_embedding(&tokens, &self.position);
+        let mut x = self.tokens(images);
         for block in &self.blocks {
             let (y, attention) = block.forward_t(&x, train);
             x = y;
@@ -174,5 +179,33 @@ impl Model for Vit {
     fn attention_maps(&self, images: &Tensor) -> Option<Tensor> {
         let last = self.block_attention(images).pop()?;
         Some(first_token_map(&last, self.grid, self.grid))
+    }
+
+    fn attention_rollout(&self, images: &Tensor) -> Option<Tensor> {
+        Some(Self::attention_rollout(self, images))
+    }
+
+    /// The tokens that the last block sees: of those after it, only the class token decides.
+    fn class_evidence(&self, images: &Tensor) -> ClassEvidence {
+        let tokens = self.tokens(images);
+        let (features, encoded) = match self.blocks.split_last() {
+            Some((last, first)) => {
+                let x = first.iter().fold(tokens, |x, block| block.forward_t(&x, false).0);
+                let normed = last.norm(&x);
+                let (encoded, _) = last.forward_normed(&x, &normed, false);
+                (normed, encoded)
+            }
+            None => (tokens.shallow_clone(), tokens),
+        };
+        let logits = self.head.forward(&self.norm.forward(&encoded.select(1, 0)));
+        ClassEvidence { features, grid: [self.grid; 2], logits }
+    }
+
+    fn kernels(&self) -> Vec<(&'static str, Tensor)> {
+        vec![("patch embeddings", self.patches.weight().detach())]
+    }
+
+    fn position_similarity(&self) -> Option<Tensor> {
+        Some(position_similarity(&self.position, self.grid, self.grid))
     }
 }

@@ -3,7 +3,7 @@
 //! The expected numbers were made in f32 with Keras 3.15.1 (the CIFAR-10 network), and with timm
 //! 1.0.28 on PyTorch 2.11 (the family).
 
-use core_layers::{Activation, Model};
+use core_layers::{Activation, Model, grad_cam};
 use tch::{Device, Kind, Tensor, nn};
 use test_support::{Role, largest_difference};
 use vit::VitConfig;
@@ -117,4 +117,36 @@ fn the_family_gives_timms_logits() {
         assert!(difference < 5e-4, "{difference}");
         assert_eq!(logits.argmax(1, false).int64_value(&[0]), best);
     }
+}
+
+/// `docs/parity/explanations.py`: the package grad-cam 1.5.7 and timm 1.0.31 on PyTorch 2.11.
+#[test]
+fn grad_cam_and_rollout_are_the_reference_implementations() {
+    let config = VitConfig { image_size: 64, num_classes: 10, ..VitConfig::tiny(16, 224) };
+    let (_vs, network) = build(&config, str::to_owned);
+    let images = test_support::images(1, 64) / 255.0;
+    let of_1 = [
+        0.0, 0.658954, 0.564319, 0.999974, 0.0, 0.522918, 0.0, 0.0, 0.204215, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+        0.467079,
+    ];
+    let of_9 = [
+        0.443410, 0.501074, 0.476755, 0.382986, 0.751856, 0.607742, 0.999992, 0.440813, 0.567741, 0.359827,
+        0.772011, 0.525335, 0.615026, 0.479754, 0.0, 0.832218,
+    ];
+    for (class, want) in [(1i64, of_1), (9, of_9)] {
+        let map = grad_cam(&network, &images, &Tensor::from_slice(&[class])).expect("there is such a class");
+        assert_eq!(map.size(), [1, 4, 4]);
+        // The package's own scaling.
+        let from_0 = &map - map.min();
+        let scaled = &from_0 / (from_0.max() + 1e-7);
+        let difference = largest_difference(&scaled, &want);
+        assert!(difference < 1e-4, "class {class}: {difference}");
+    }
+    let rollout = [
+        1.104042, 0.956991, 0.832574, 0.852826, 1.022651, 1.063157, 1.228453, 0.869186, 0.730060, 0.735849,
+        0.816627, 0.863002, 0.791778, 0.969363, 0.812133, 0.819110,
+    ];
+    let rolled = tch::no_grad(|| network.attention_rollout(&images)) * 16.0;
+    let difference = largest_difference(&rolled, &rollout);
+    assert!(difference < 1e-4, "{difference}");
 }

@@ -167,7 +167,7 @@ pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
     let trainers = Trainers::listening()?;
     let plan = Plan { sweep, preset, device, results: &results };
     let code = train_each(&trainers, || place.trainer_command(), &plan, &recipes);
-    let reported = report::report(&results)?;
+    let reported = report::report(place, &results)?;
     say(format!("total time {}, set-up included", duration(start.elapsed().as_secs_f64())));
     Ok(if code == 0 { reported } else { code })
 }

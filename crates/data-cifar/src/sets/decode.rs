@@ -22,8 +22,7 @@ mod unread;
 mod webp;
 
 /// The extensions of picture files, in lower case.
-pub(crate) const EXTENSIONS: &[&str] =
-    &["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"];
+pub const EXTENSIONS: &[&str] = &["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
 /// The formats that are read, in words.
 pub(crate) const FORMATS: &str = "JPEG, PNG, WebP, BMP, GIF and TIFF";

@@ -142,8 +142,7 @@ fn list_pictures(recipe: &Recipe, data_dir: Option<&Path>, purpose: Purpose) -> 
         Purpose::Training => None,
         Purpose::Evaluation(classes) => Some(classes),
     };
-    let memory = memory::limit().map_or(u64::MAX, |limit| limit.bytes);
-    let folder = list_folder(root, options, classes)?.with_memory(memory);
+    let folder = list_folder(root, options, classes)?.with_memory(memory::most());
     let mut notes = folder.notes().to_vec();
     let passed_over: Vec<String> = folder.ignored().iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     if !passed_over.is_empty() {

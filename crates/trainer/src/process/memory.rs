@@ -113,6 +113,11 @@ pub fn limit() -> Option<Limit> {
     [machine, group, addresses].into_iter().flatten().min_by_key(|limit| limit.bytes)
 }
 
+/// Bytes of [`limit`]; any number where the system tells none.
+pub fn most() -> u64 {
+    limit().map_or(u64::MAX, |limit| limit.bytes)
+}
+
 /// The least limit of a process's control group and those it lies in. `groups` is `/proc/PID/cgroup`, `root` where the
 /// hierarchies are mounted: version 1 has one for memory alone, version 2 one for everything. A container may see
 /// its own group as the root, whatever its path is outside.

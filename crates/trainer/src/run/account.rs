@@ -21,6 +21,8 @@ pub struct Finished {
     pub kept: EpochStats,
     /// What those measure on the test images.
     pub test: Metrics,
+    /// What their logits are divided by to calibrate probabilities, fitted on the validation images.
+    pub temperature: f64,
     /// SHA-256 of their file.
     pub weights_sha256: String,
 }
@@ -79,6 +81,7 @@ pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<Run
         format: RECORD_FORMAT,
         result,
         weights_sha256: None,
+        temperature: None,
         command: environment::command(),
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu: machine::cpu(),
@@ -92,7 +95,7 @@ pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<Run
 
 /// Fills in what a run that reached its end measured.
 pub fn finish(record: &mut RunRecord, finished: &Finished) {
-    let Finished { history, kept, test, weights_sha256 } = finished;
+    let Finished { history, kept, test, temperature, weights_sha256 } = finished;
     let row = &mut record.result;
     let seconds: f64 = history.iter().map(|epoch| epoch.train_seconds).sum();
     let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
@@ -106,6 +109,7 @@ pub fn finish(record: &mut RunRecord, finished: &Finished) {
     row.images_per_second = Some((images / seconds * 10.0).round() / 10.0);
     row.status = STATUS_COMPLETE.to_owned();
     record.weights_sha256 = Some(weights_sha256.clone());
+    record.temperature = Some(*temperature);
 }
 
 /// Six decimals: finer than one image in any data set here.

@@ -4,7 +4,9 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use run_record::layout::{BEST, CHECKPOINTS, HISTORY, LAST, LOCK, LOG, RECIPE, RECORD, TENSORBOARD};
+use run_record::layout::{
+    BEST, CHECKPOINTS, FIGURES, HISTORY, LAST, LAYERS, LOCK, LOG, PREDICTIONS, RECIPE, RECORD, TENSORBOARD,
+};
 use run_record::{
     EpochStats, Hashing, Recipe, RunRecord, STATUS_COMPLETE, STATUS_FAILED, remove_partial_files,
     sha256_file, sync_directory, to_csv, write_atomically, write_atomically_with,
@@ -16,10 +18,10 @@ use crate::process::progress::Log;
 use crate::{Error, run::checkpoint, run::recipes, tensorboard::events};
 
 /// The files of a run, besides the lock.
-const FILES: [&str; 6] = [RECORD, RECIPE, HISTORY, BEST, LAST, LOG];
+const FILES: [&str; 8] = [RECORD, RECIPE, HISTORY, BEST, LAST, PREDICTIONS, LAYERS, LOG];
 
 /// Its directories.
-const DIRECTORIES: [&str; 2] = [CHECKPOINTS, TENSORBOARD];
+const DIRECTORIES: [&str; 3] = [CHECKPOINTS, TENSORBOARD, FIGURES];
 
 /// Where an earlier run waits until the one that replaces it has begun. While it is there it is the run, whatever
 /// lies beside it: only a kill leaves it there.
@@ -218,6 +220,10 @@ impl RunDir {
         checkpoint::clear(&self.checkpoints())?;
         let boards = self.file(TENSORBOARD);
         events::clear(&boards).map_err(Error::io(&boards))?;
+        let figures = self.file(FIGURES);
+        if figures.exists() {
+            fs::remove_dir_all(&figures).map_err(Error::io(&figures))?;
+        }
         // The record last: without it the rest would belong to nobody.
         for name in FILES.iter().rev() {
             let path = self.file(name);
@@ -316,6 +322,17 @@ impl RunDir {
     /// What the file system says; the old file is then still there.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = self.file(name);
+        write_atomically(&path, bytes).map_err(Error::io(&path))
+    }
+
+    /// Replaces a picture of the run.
+    ///
+    /// # Errors
+    /// What the file system says; the old picture is then still there.
+    pub fn write_figure(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let figures = self.file(FIGURES);
+        fs::create_dir_all(&figures).map_err(Error::io(&figures))?;
+        let path = figures.join(name);
         write_atomically(&path, bytes).map_err(Error::io(&path))
     }
 

@@ -111,6 +111,23 @@ pub fn evaluate(
     train: &TrainRecipe,
     stop: &Stop,
 ) -> Result<Metrics, Error> {
+    evaluate_each(network, parts, presentation, train, stop, false, &mut |_, _| Ok(()))
+}
+
+/// As [`evaluate`], with each batch's logits `[B, K]` and labels `[B]` given to `each`. With `mirror`, logits are the
+/// means of an image's and its mirror image's.
+///
+/// # Errors
+/// Those of [`evaluate`], and of `each`.
+pub fn evaluate_each(
+    network: &dyn Model,
+    parts: &[Subset<'_>],
+    presentation: &Presentation,
+    train: &TrainRecipe,
+    stop: &Stop,
+    mirror: bool,
+    each: &mut dyn FnMut(&Tensor, &Tensor) -> Result<(), Error>,
+) -> Result<Metrics, Error> {
     tch::no_grad(|| {
         let device = parts.first().map_or(Device::Cpu, |part| part.set.device());
         let mut sums = Sums::new(device, SavedSums::default())?;
@@ -120,9 +137,14 @@ pub fn evaluate(
             for batch in part.set.batches(&part.indices(), batch_size)? {
                 stop.check()?;
                 let batch = batch?;
-                let logits = network.forward_t(&presentation.plain(&batch.images)?, false);
+                let images = presentation.plain(&batch.images)?;
+                let mut logits = network.forward_t(&images, false);
+                if mirror {
+                    logits = (logits + network.forward_t(&images.f_flip([3])?, false)) / 2.0;
+                }
                 let loss = loss(train, &logits, &batch.labels, train.label_smoothing)?;
                 sums.add(&loss, &logits, &batch.labels)?;
+                each(&logits, &batch.labels)?;
             }
         }
         Ok(sums.read())

@@ -12,6 +12,7 @@ use torch_ext::foreach_norm;
 use crate::Error;
 use crate::data::presentation::{Presentation, Shown};
 use crate::data::source::Subset;
+use crate::look::glance::Glance;
 use crate::optim::loss::loss;
 use crate::optim::precision::Precision;
 use crate::optim::schedule::LearningRate;
@@ -38,6 +39,8 @@ pub struct Job<'a> {
     pub validation: Subset<'a>,
     /// How images are fed.
     pub presentation: Presentation,
+    /// What is drawn of the network, if anything.
+    pub glance: Option<Glance>,
     /// Arithmetic of a step.
     pub precision: Precision,
     /// What a person sees.
@@ -211,6 +214,13 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
     state.sums = Sums::new(job.vs.device(), SavedSums::default())?;
 
     let best = state.counters.best_epochs().first() == Some(&stats.epoch); // a tie keeps the earlier epoch
+    // Before the checkpoint: a run that goes on after it draws the next ones.
+    if let Some(glance) = &job.glance
+        && let Some(drawn) = glance.draw(job.network, stats.epoch, keeper.run)?
+        && let Some(board) = &mut keeper.board
+    {
+        board.picture(state.counters.updates, "val/explained", &drawn.into())?;
+    }
     if let Some(board) = &mut keeper.board {
         board.epoch(state.counters.updates, &stats, job.vs)?;
     }

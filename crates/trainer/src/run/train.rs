@@ -8,9 +8,12 @@ use image::RgbImage;
 use run_record::layout::{RECIPE, TENSORBOARD};
 use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine};
 use serde_json::json;
+use tch::nn::VarStore;
 
 use crate::data::presentation::Presentation;
 use crate::data::source::{Source, Subset};
+use crate::look::glance::Glance;
+use crate::look::outcome::Outcome;
 use crate::network::summary::grouped;
 use crate::network::weights::{self, Card, Head};
 use crate::process::progress::Progress;
@@ -18,7 +21,6 @@ use crate::process::signals::Stop;
 use crate::run::account::{Finished, finish, new_record, verdict};
 use crate::run::checkpoint::Checkpoint;
 use crate::run::directory::{Earlier, RunDir};
-use crate::run::evaluate::evaluate;
 use crate::run::fit::{Job, fit};
 use crate::run::keeper::Keeper;
 use crate::run::plan::Plan;
@@ -134,13 +136,15 @@ fn train_and_test(
         let sheet = || inspect::sheet(&shown, &train, (*seed, 1), 16);
         keeper.board = Some(board(run, state.counters.updates, histograms, sheet)?);
     }
+    let validation = Subset { set: &train_set, range: source.parts.validation.clone() };
     let job = Job {
         recipe,
         seed: *seed,
         network: network.as_ref(),
         vs,
         train,
-        validation: Subset { set: &train_set, range: source.parts.validation.clone() },
+        glance: Glance::new(recipe, &source.class_names, &validation, &presentation)?,
+        validation,
         presentation,
         precision: *precision,
         progress: &progress,
@@ -157,23 +161,39 @@ fn train_and_test(
     }
 
     let test = Subset { set: &test_set, range: 0..test_set.len() };
-    tested(&job, plan, run, state, test)
+    let outcome = Outcome {
+        shown: inspect::Shown { recipe, class_names: &source.class_names, stats: &stats },
+        architecture,
+        network: job.network,
+        presentation: &job.presentation,
+        train: job.train.clone(),
+        validation: job.validation.clone(),
+        test,
+        seed: *seed,
+    };
+    tested(vs, &outcome, run, state, stop)
 }
 
-/// Measures the kept weights on the test images.
-fn tested(job: &Job, plan: &Plan, run: &RunDir, state: State, test: Subset) -> Result<Finished, Error> {
-    let train = &job.recipe.train;
+/// Measures the kept weights on the test images, and leaves what they answer.
+fn tested(
+    vs: &VarStore,
+    outcome: &Outcome,
+    run: &RunDir,
+    state: State,
+    stop: &Stop,
+) -> Result<Finished, Error> {
     let kept = state.kept.ok_or_else(|| Error::Training("no epoch was trained".to_owned()))?;
     // Those on disk, as anyone would load them.
-    weights::load(job.vs, &plan.architecture, &run.file(train.select.weights_file()), Head::Same)?;
-    let test = evaluate(job.network, &[test], &job.presentation, train, job.stop)?;
+    let file = outcome.shown.recipe.train.select.weights_file();
+    weights::load(vs, outcome.architecture, &run.file(file), Head::Same)?;
+    let (test, temperature) = outcome.test(run, stop)?;
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
     let history = state.counters.history;
     let epoch = history.iter().find(|stats| stats.epoch == kept.epoch).cloned();
     let epoch = epoch.ok_or_else(|| Error::Training("the kept epoch is not in the history".to_owned()))?;
-    Ok(Finished { history, kept: epoch, test, weights_sha256: kept.sha256 })
+    Ok(Finished { history, kept: epoch, test, temperature, weights_sha256: kept.sha256 })
 }
 
 /// TensorBoard's events of the run; a new run begins with a sheet of training images.
