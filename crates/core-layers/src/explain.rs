@@ -2,19 +2,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::Model;
-
-/// A pass over images with the last features that still have a place in the image.
-#[derive(Debug)]
-pub struct ClassEvidence {
-    /// Maps `[B, C, h, w]`, or tokens `[B, prefix + h·w, C]`, the grid's row by row after those that have no place.
-    /// Logits depend on them, and on all of them but the prefix by way of their places alone.
-    pub features: Tensor,
-    /// Height and width of the grid.
-    pub grid: [i64; 2],
-    /// `[B, num_classes]`.
-    pub logits: Tensor,
-}
+use crate::{ClassEvidence, Model};
 
 /// Grad-CAM (Selvaraju et al., arXiv:1610.02391, eqs. 1 and 2): where the features raise the logit of a class,
 /// `[B, h, w]`, 0 or more, for images `[B, 3, H, W]` and one of `classes`, i64 `[B]`, each. Neither parameters nor their

@@ -25,13 +25,13 @@ pub use attention::{AttentionConfig, MultiHeadAttention, attend, merge_heads, sp
 pub use conv::{Conv2d, Padding};
 pub use drop::{apply_drop_path, drop_path, drop_path_mask, drop_path_rates};
 pub use encoder::{EncoderBlock, EncoderConfig, EncoderPaths};
-pub use explain::{ClassEvidence, grad_cam};
+pub use explain::grad_cam;
 pub use init::{Init, InitScheme, buffer, parameter};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use model::{
-    ConfigError, Facts, Family, Model, ModelConfig, ToJson, Variant, Variants, count, field_error,
-    number_after, require_rates, require_sizes,
+    ClassEvidence, ConfigError, Facts, Family, Model, ModelConfig, ToJson, Variant, Variants, count,
+    field_error, number_after, require_rates, require_sizes,
 };
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use padding::{pad_same, same_padding};

@@ -8,8 +8,6 @@ use serde_json::Value;
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
-use crate::ClassEvidence;
-
 /// An image classifier.
 pub trait Model: fmt::Debug + Send {
     /// Images `[B, 3, H, W]`, floats as the network is fed them, to features whose shape is the
@@ -51,6 +49,18 @@ pub trait Model: fmt::Debug + Send {
     fn position_similarity(&self) -> Option<Tensor> {
         None
     }
+}
+
+/// A pass over images with the last features that still have a place in the image.
+#[derive(Debug)]
+pub struct ClassEvidence {
+    /// Maps `[B, C, h, w]`, or tokens `[B, prefix + h·w, C]`, the grid's row by row after those that have no place.
+    /// Logits depend on them, and on all of them but the prefix by way of their places alone.
+    pub features: Tensor,
+    /// Height and width of the grid.
+    pub grid: [i64; 2],
+    /// `[B, num_classes]`.
+    pub logits: Tensor,
 }
 
 /// A configuration: plain data that decides a network completely, and answers for it before it is built.
