@@ -14,6 +14,7 @@ mod sweeps;
 mod table;
 mod test;
 mod trainer;
+mod verify;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -130,6 +131,9 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         results: Option<PathBuf>,
     },
+    /// Check the tables against the runs, and compute every run's numbers again from weights and data
+    #[command(after_help = "Example:\n  cargo xtask verify-results --results results")]
+    VerifyResults(verify::Verify),
     /// Kill trainers at random moments and check that they resume without loss
     #[command(after_help = "Examples:\n  cargo xtask soak --kills 10 --models vit\n  \
                             cargo xtask soak --kills 100 --set train.epochs=2")]
@@ -200,6 +204,7 @@ fn run(task: Task) -> Result<u8> {
         Task::Report { results } => {
             report::report(&place, &results.unwrap_or_else(|| place.root.join("results")))
         }
+        Task::VerifyResults(args) => verify::verify(&place, &args),
         Task::Soak(args) => soak::soak(&place, &args),
         Task::Test(_) => test::test(&place),
         Task::Check => check::check(&place),

@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::Table;
 use run_record::{
-    ResultRow, RunRecord, STATUS_RUNNING, STATUS_STOPPED, duration, layout, to_csv, visible, write_atomically,
+    ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, STATUS_STOPPED, duration, layout, to_csv, visible,
+    write_atomically,
 };
 
 use crate::process::{Place, note, say, show};
@@ -18,6 +19,8 @@ use crate::{page, summary};
 pub(crate) struct Report {
     /// Finished and failed runs, by model, preset and seed.
     pub(crate) rows: Vec<ResultRow>,
+    /// Directories of the complete ones among them, by name.
+    pub(crate) complete: Vec<String>,
     /// Directories of runs that are under way, or were killed.
     pub(crate) running: Vec<String>,
     /// Directories of runs that were asked to stop.
@@ -94,13 +97,17 @@ pub(crate) fn collect(results: &Path) -> Result<Report> {
             Ok(record) => match record.result.status.as_str() {
                 STATUS_RUNNING => report.running.push(name()),
                 STATUS_STOPPED => report.stopped.push(name()),
-                _ => report.rows.push(record.result),
+                status => {
+                    report.complete.extend((status == STATUS_COMPLETE).then(name));
+                    report.rows.push(record.result);
+                }
             },
             Err(error) => report.problems.push(format!("{error:#}")),
         }
     }
     let key = |row: &ResultRow| (row.model.clone(), row.preset.clone(), row.seed);
     report.rows.sort_by_key(key);
+    report.complete.sort();
     report.running.sort();
     report.stopped.sort();
     report.problems.sort();
@@ -197,6 +204,7 @@ pub(crate) mod tests {
                 status: status.into(),
             },
             weights_sha256: None,
+            predictions_sha256: None,
             temperature: None,
             command: Vec::new(),
             trainer_version: "0.1.0".into(),

@@ -8,6 +8,7 @@
 //! | `runs/*/history.csv`, one row per epoch | [`EpochStats`] |
 //! | `runs/*/record.json` | [`RunRecord`] |
 //! | `runs/*/predictions.csv`, one row per test image | [`Prediction`] |
+//! | `runs/*/verification.json` | [`Verification`] |
 //! | `results.csv`, one row per run | [`ResultRow`] |
 //! | `summary.csv`, one row per group of seeds | [`SummaryRow`] |
 //!
@@ -29,6 +30,7 @@ mod recipe;
 mod record;
 mod summary;
 mod table;
+mod verification;
 mod words;
 
 pub use augment::{
@@ -61,4 +63,5 @@ pub use record::{
 };
 pub use summary::SummaryRow;
 pub use table::{columns, to_csv};
+pub use verification::Verification;
 pub use words::{complaint, duration, first_few, visible, visible_lines};

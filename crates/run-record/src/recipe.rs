@@ -248,6 +248,9 @@ pub struct Reference {
     /// Test top-5 accuracy, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_top5: Option<f64>,
+    /// Validation top-1 after some epochs: pairs of an epoch, from 1, and an accuracy, 0 to 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milestones: Vec<(u32, f64)>,
 }
 
 /// How long a run takes.
@@ -300,8 +303,10 @@ impl Recipe {
             let holds = sha256.len() == 64 && sha256.bytes().all(digits);
             faults.check("initial_weights.sha256", sha256, holds, "64 hexadecimal digits in lower case");
         }
-        if let Some(Reference { test_top1, test_top5, .. }) = self.reference {
-            for (field, share) in [("reference.test_top1", test_top1), ("reference.test_top5", test_top5)] {
+        if let Some(Reference { test_top1, test_top5, milestones, .. }) = &self.reference {
+            let milestones = milestones.iter().map(|(_, share)| ("reference.milestones", Some(*share)));
+            let tests = [("reference.test_top1", *test_top1), ("reference.test_top5", *test_top5)];
+            for (field, share) in tests.into_iter().chain(milestones) {
                 let holds = share.is_none_or(|share| (0.0..=1.0).contains(&share));
                 let share = share.unwrap_or_default();
                 faults.check(field, share, holds, "a share from 0 to 1, not a percentage");

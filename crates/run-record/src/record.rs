@@ -34,6 +34,8 @@ pub struct EpochStats {
     pub train_loss: f64,
     /// Training top-1 accuracy over the epoch, likewise; 0 to 1.
     pub train_top1: f64,
+    /// Training top-5 accuracy over the epoch, likewise.
+    pub train_top5: f64,
     /// Mean validation loss after the epoch, in eval mode.
     pub val_loss: f64,
     /// Validation top-1 accuracy after the epoch; 0 to 1.
@@ -146,6 +148,8 @@ pub struct RunRecord {
     pub result: ResultRow,
     /// SHA-256 of the kept weights, once the run is complete.
     pub weights_sha256: Option<String>,
+    /// SHA-256 of `predictions.csv`, once the run is complete. (Not before format 5.)
+    pub predictions_sha256: Option<String>,
     /// What logits are divided by to make probabilities as confident as they are right, fitted on the validation images
     /// ([`crate::temperature`]); once the run is complete. (Not before format 5.)
     pub temperature: Option<f64>,
@@ -251,6 +255,7 @@ mod tests {
             format: RECORD_FORMAT,
             result: row(),
             weights_sha256: None,
+            predictions_sha256: None,
             temperature: None,
             command: vec!["trainer".into(), "train".into()],
             trainer_version: "0.1.0".into(),

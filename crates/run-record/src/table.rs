@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_header_needs_no_rows_and_rows_survive_a_round_trip() {
-        let header = "epoch,lr,train_loss,train_top1,val_loss,val_top1,val_top5,ema_val_loss,ema_val_top1,\
+        let header = "epoch,lr,train_loss,train_top1,train_top5,val_loss,val_top1,val_top5,ema_val_loss,ema_val_top1,\
                       ema_val_top5,images_per_second,train_seconds,val_seconds\n";
         assert_eq!(to_csv::<EpochStats>(&[]).unwrap(), header.as_bytes());
         let rows = [

@@ -49,7 +49,7 @@ fn main() -> Result<(), Error> {
             channel_std: [1.0; 3],
             class_names: Vec::new(),
             epoch: 1,
-            val_top1: 0.0,
+            val_top1: None,
         },
         select: Select::Best,
         identity: Identity {

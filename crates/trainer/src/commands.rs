@@ -10,6 +10,7 @@ pub mod list;
 pub mod predict;
 pub mod summary;
 pub mod train;
+pub mod verify;
 
 use std::path::{Path, PathBuf};
 

@@ -9,3 +9,4 @@ pub mod outcome;
 pub mod pictures;
 pub mod predict;
 pub mod trained;
+pub mod verify;

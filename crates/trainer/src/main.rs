@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use trainer::process::progress::{note, show};
 use trainer::{Error, error, process::signals};
 
-use commands::{device, evaluate, explain, forward, init, inspect, list, predict, summary, train};
+use commands::{device, evaluate, explain, forward, init, inspect, list, predict, summary, train, verify};
 
 // libtorch allocates and frees large blocks every step, which the C library's allocator hands back
 // to the kernel each time. With its `override` feature, mimalloc serves libtorch's C++ too.
@@ -40,6 +40,9 @@ enum Command {
         after_help = "Examples: trainer predict photo.jpg\n          find photos -name '*.jpg' | trainer predict --format json -"
     )]
     Predict(predict::Args),
+    /// Check that finished runs are what their records say: numbers from weights and data again, files by checksums.
+    #[command(after_help = "Example: trainer verify results/runs/*")]
+    Verify(verify::Args),
     /// Draw what a network's answers rest on: attention, Grad-CAM, kernels, position embeddings.
     #[command(after_help = "Example: trainer explain --method gradcam photo.jpg")]
     Explain(explain::Args),
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Train(args) }) => train::run(args),
         Ok(Cli { command: Command::Evaluate(args) }) => evaluate::run(&args),
         Ok(Cli { command: Command::Predict(args) }) => predict::run(&args),
+        Ok(Cli { command: Command::Verify(args) }) => verify::run(&args),
         Ok(Cli { command: Command::Explain(args) }) => explain::run(&args),
         Ok(Cli { command: Command::List(args) }) => list::run(&args),
         Ok(Cli { command: Command::Summary(args) }) => summary::run(&args),

@@ -131,6 +131,29 @@ fn answers_for_files_are_those_for_the_data_set() {
 }
 
 #[test]
+fn weights_are_not_lost_from_their_classes_wherever_they_lie() {
+    let answer = |weights: &Path| {
+        let mut trainer = trainer();
+        trainer.args(["predict", "--device", "cpu", "--format", "csv", "--weights"]).arg(weights);
+        trainer.arg(golden("jpeg_cmyk.jpg")).output().expect("the trainer starts")
+    };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let checkpoint = run().join("checkpoints/epoch-0002/model.safetensors");
+    let elsewhere = directory.path().join("anything.safetensors");
+    fs::copy(&checkpoint, &elsewhere).expect("it can be copied");
+    // The last epoch's weights are those that were kept.
+    let (moved, kept) = (answer(&elsewhere), answer(run()));
+    assert!(moved.status.success(), "{}", stderr(&moved));
+    assert_eq!(stdout(&moved), stdout(&kept));
+
+    let drawn = directory.path().join("drawn.safetensors");
+    let made = trainer().args(["init", "vit_reference", "--output"]).arg(&drawn).output();
+    assert!(made.expect("the trainer starts").status.success());
+    let line = error_line(&answer(&drawn), 1);
+    assert!(line.contains("these are initial weights of vit_reference"), "{line}");
+}
+
+#[test]
 fn what_is_no_picture_is_named_and_the_rest_is_answered() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let at = |name: &str| directory.path().join(name);

@@ -194,7 +194,12 @@ fn values_out_of_range_are_named() {
         ("optimizer.lr", |r| r.optimizer.lr = f64::NAN),
         ("estimate.cpu_minutes", |r| r.estimate = Some(Estimate { cpu_minutes: Some(-1.0) })),
         ("reference.test_top1", |r| {
-            r.reference = Some(Reference { source: String::new(), test_top1: Some(82.71), test_top5: None });
+            r.reference = Some(Reference {
+                source: String::new(),
+                test_top1: Some(82.71),
+                test_top5: None,
+                milestones: vec![(1, 44.38)],
+            });
         }),
     ];
     for (field, spoil) in cases {
@@ -241,7 +246,12 @@ fn what_is_held_out_and_how_bytes_become_floats_is_one_choice() {
 #[test]
 fn the_commentary_does_not_count_as_part_of_the_run() {
     let mut recipe = example();
-    recipe.reference = Some(Reference { source: "a tutorial".into(), test_top1: Some(0.8), test_top5: None });
+    recipe.reference = Some(Reference {
+        source: "a tutorial".into(),
+        test_top1: Some(0.8),
+        test_top5: None,
+        milestones: vec![(1, 0.4)],
+    });
     recipe.estimate = Some(Estimate { cpu_minutes: Some(3.0) });
     assert_eq!(recipe.without_commentary(), example());
 

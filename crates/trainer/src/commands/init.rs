@@ -28,5 +28,5 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let vs = VarStore::new(Device::Cpu);
     build::seed_initial_weights(args.seed);
     architecture.init(&vs.root())?;
-    weights::save(&args.output, &vs.variables().into_iter().collect())
+    weights::save_initial(&args.output, &vs, &architecture)
 }

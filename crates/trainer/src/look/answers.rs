@@ -1,9 +1,14 @@
 //! A network's answers for parts of a data set, kept while it is evaluated, and as the rows of `predictions.csv`.
 
-use run_record::Prediction;
+use core_layers::Model;
+use run_record::{Prediction, TrainRecipe};
 use tch::{Device, Kind, Tensor};
 
 use crate::Error;
+use crate::data::presentation::Presentation;
+use crate::data::source::Subset;
+use crate::process::signals::Stop;
+use crate::run::evaluate::{Metrics, evaluate_each};
 
 /// Logits and labels of images in the order in which they were evaluated.
 #[derive(Debug, Default)]
@@ -15,6 +20,24 @@ pub struct Answers {
 }
 
 impl Answers {
+    /// Those of a network for a part of a data set, with what they measure.
+    ///
+    /// # Errors
+    /// Those of [`evaluate_each`].
+    pub fn of(
+        network: &dyn Model,
+        part: &Subset,
+        presentation: &Presentation,
+        train: &TrainRecipe,
+        stop: &Stop,
+    ) -> Result<(Metrics, Self), Error> {
+        let mut answers = Self::default();
+        let part = std::slice::from_ref(part);
+        let each = &mut |logits: &Tensor, labels: &Tensor| answers.add(logits, labels);
+        let metrics = evaluate_each(network, part, presentation, train, stop, false, each)?;
+        Ok((metrics, answers))
+    }
+
     /// Keeps a batch: logits `[B, K]` and labels `[B]`.
     ///
     /// # Errors
@@ -35,6 +58,11 @@ impl Answers {
             (class, share(logits, class, temperature))
         };
         self.logits.iter().map(best).unzip()
+    }
+
+    /// The probability of a class for an image.
+    pub fn probability(&self, image: usize, class: usize) -> Option<f64> {
+        self.logits.get(image).map(|logits| share(logits, class, 1.0))
     }
 
     /// The rows of `predictions.csv`, with `temperature` to calibrate by.

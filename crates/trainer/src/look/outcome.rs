@@ -2,7 +2,7 @@
 
 use core_layers::Model;
 use run_record::layout::{LAYERS, PREDICTIONS};
-use run_record::{Prediction, temperature, to_csv, visible};
+use run_record::{Prediction, sha256, temperature, to_csv, visible};
 
 use crate::Error;
 use crate::data::inspect::{self, Shown};
@@ -17,7 +17,7 @@ use crate::network::registry::Architecture;
 use crate::network::summary::summarize;
 use crate::process::signals::Stop;
 use crate::run::directory::RunDir;
-use crate::run::evaluate::{Metrics, evaluate_each};
+use crate::run::evaluate::Metrics;
 
 /// A finished run's network and data.
 #[derive(Debug)]
@@ -40,6 +40,17 @@ pub struct Outcome<'a> {
     pub seed: u64,
 }
 
+/// What the test came to.
+#[derive(Debug)]
+pub struct Tested {
+    /// Its numbers.
+    pub test: Metrics,
+    /// What logits are divided by to calibrate probabilities, fitted on the validation images.
+    pub temperature: f64,
+    /// SHA-256 of `predictions.csv`.
+    pub predictions_sha256: String,
+}
+
 /// Mistakes that are shown.
 const MISTAKES: usize = 12;
 /// Images of the training batch that are shown.
@@ -49,14 +60,15 @@ const SIDE: u32 = 160;
 
 impl Outcome<'_> {
     /// Tests the network and writes into the run's directory `predictions.csv`, `layers.json`, and in `figures/` the most
-    /// confident mistakes and the first training batch as the network saw it. Returned are the test's numbers and the
-    /// temperature that calibrates probabilities on the validation images.
+    /// confident mistakes and the first training batch as the network saw it.
     ///
     /// # Errors
-    /// Those of [`evaluate_each`], or a disk that is full.
-    pub fn test(&self, run: &RunDir, stop: &Stop) -> Result<(Metrics, f64), Error> {
-        let (test, answers) = self.answers(&self.test, stop)?;
-        let (_, validation) = self.answers(&self.validation, stop)?;
+    /// Those of [`Answers::of`], or a disk that is full.
+    pub fn test(&self, run: &RunDir, stop: &Stop) -> Result<Tested, Error> {
+        let recipe = &self.shown.recipe.train;
+        let answers = |part: &Subset| Answers::of(self.network, part, self.presentation, recipe, stop);
+        let (test, answers) = answers(&self.test)?;
+        let (_, validation) = answers(&self.validation)?;
         let temperature = temperature(&validation.logits, &validation.labels);
         let rows = answers.rows(self.shown.class_names, temperature);
         let csv = to_csv(&rows).map_err(|error| Error::io(&run.file(PREDICTIONS))(error.into()))?;
@@ -66,21 +78,7 @@ impl Outcome<'_> {
         let batch = inspect::sheet(&self.shown, &self.train, (self.seed, 1), BATCH)?;
         run.write_figure("batch.png", &png(&batch)?)?;
         self.draw_mistakes(run, &rows)?;
-        Ok((test, temperature))
-    }
-
-    fn answers(&self, part: &Subset, stop: &Stop) -> Result<(Metrics, Answers), Error> {
-        let mut answers = Answers::default();
-        let metrics = evaluate_each(
-            self.network,
-            std::slice::from_ref(part),
-            self.presentation,
-            &self.shown.recipe.train,
-            stop,
-            false,
-            &mut |logits, labels| answers.add(logits, labels),
-        )?;
-        Ok((metrics, answers))
+        Ok(Tested { test, temperature, predictions_sha256: sha256(&csv) })
     }
 
     fn draw_mistakes(&self, run: &RunDir, rows: &[Prediction]) -> Result<(), Error> {

@@ -72,11 +72,12 @@ impl Trained {
     /// Model, data and file in words.
     pub fn in_words(&self) -> String {
         let Card { model, recipe, class_names, epoch, val_top1, .. } = &self.card;
+        let accuracy =
+            val_top1.map_or_else(String::new, |top1| format!(", validation top-1 {:.2} %", 100.0 * top1));
         format!(
-            "{model}, trained on {} ({} classes), epoch {epoch}, validation top-1 {:.2} %: {}",
+            "{model}, trained on {} ({} classes), epoch {epoch}{accuracy}: {}",
             recipe.dataset,
             class_names.len(),
-            100.0 * val_top1,
             self.path.display()
         )
     }

@@ -43,8 +43,8 @@ pub struct Card {
     pub class_names: Vec<String>,
     /// Epoch the weights are from, counted from 1.
     pub epoch: u32,
-    /// Validation top-1 after that epoch.
-    pub val_top1: f64,
+    /// Validation top-1 of the kept weights after that epoch; a checkpoint's own may be from the middle of one.
+    pub val_top1: Option<f64>,
 }
 
 impl Card {
@@ -62,7 +62,14 @@ impl Card {
         let damaged = |problem: &dyn std::fmt::Display| {
             wrong(file.path(), format!("its description is damaged: {problem}"))
         };
-        let card: Self = serde_json::from_str(card).map_err(|error| damaged(&error))?;
+        let card: Value = serde_json::from_str(card).map_err(|error| damaged(&error))?;
+        if let (None, Some(model)) = (card.get("recipe"), card.get("model")) {
+            let problem = format!(
+                "these are initial weights of {model}, which have learned nothing; expected a file from a run"
+            );
+            return Err(wrong(file.path(), problem));
+        }
+        let card: Self = serde_json::from_value(card).map_err(|error| damaged(&error))?;
         card.recipe.validate().map_err(|error| damaged(&error))?;
         Ok(card)
     }
@@ -135,12 +142,40 @@ pub fn load_opened(
     Ok(fit.notes)
 }
 
+/// What freshly drawn weights say of themselves: the network, its number of classes and image size among the rest.
+#[derive(Debug, Serialize)]
+struct Untrained<'a> {
+    model: &'a str,
+    family: &'a str,
+    config: Value,
+}
+
+/// Replaces the file at `path` by the network's weights that no training has changed.
+///
+/// # Errors
+/// Those of [`save`].
+pub fn save_initial(path: &Path, vs: &VarStore, architecture: &Architecture) -> Result<(), Error> {
+    let Architecture { model, config, facts, .. } = architecture;
+    let card = Untrained { model, family: facts.family, config: config.to_json() };
+    let card = serde_json::to_string(&card).map_err(|error| Error::io(path)(error.into()))?;
+    let metadata = [(CARD_KEY.to_owned(), card)].into();
+    save_with(path, &vs.variables().into_iter().collect(), &metadata)
+}
+
 /// Replaces the file at `path` by a safetensors file of these tensors.
 ///
 /// # Errors
 /// A tensor of a type that the format does not have, libtorch's refusal to copy one, or the disk's to take it.
 pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), Error> {
-    let fill = |out: &mut File| write_safetensors(out, tensors, &BTreeMap::new());
+    save_with(path, tensors, &BTreeMap::new())
+}
+
+fn save_with(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let fill = |out: &mut File| write_safetensors(out, tensors, metadata);
     write_atomically_with(path, fill).map_err(|error| match error {
         WriteError::Io(source) => Error::io(path)(source),
         error => wrong(path, error.to_string()),

@@ -1,10 +1,12 @@
 //! How a run is accounted for: the record it begins with, and what that says at its end.
 
 use run_record::{
-    EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, duration, machine,
+    EpochStats, RECORD_FORMAT, Recipe, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_RUNNING, duration,
+    machine,
 };
 
 use crate::data::source::Source;
+use crate::network::registry::Architecture;
 use crate::run::directory::Earlier;
 use crate::run::evaluate::Metrics;
 use crate::run::plan::Plan;
@@ -25,6 +27,8 @@ pub struct Finished {
     pub temperature: f64,
     /// SHA-256 of their file.
     pub weights_sha256: String,
+    /// SHA-256 of what they answer for the test images, as a file.
+    pub predictions_sha256: String,
 }
 
 /// The record of a run that is under way.
@@ -34,7 +38,6 @@ pub struct Finished {
 pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<RunRecord, Error> {
     let Request { root, seed, device, .. } = request;
     let Plan { resolved: Resolved { recipe, preset }, architecture, .. } = plan;
-    let reference = recipe.reference.clone();
     let card = torch_ext::gpu(*device)?;
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     // A run that goes on keeps what it was.
@@ -46,41 +49,23 @@ pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<Run
         _ => (now, Vec::new(), true),
     };
     let result = ResultRow {
-        model: recipe.model.name.clone(),
-        family: architecture.facts.family.to_owned(),
         preset: preset.clone(),
-        dataset: recipe.dataset.to_string(),
-        image_size: recipe.data.image_size,
         seed: *seed,
-        epochs: recipe.train.epochs,
-        batch_size: recipe.train.batch_size,
-        params: architecture.facts.params,
-        macs: architecture.facts.macs,
-        best_epoch: None,
-        val_top1: None,
-        test_top1: None,
-        test_top5: None,
-        test_loss: None,
-        reference_top1: reference.as_ref().and_then(|reference| reference.test_top1),
-        reference_top5: reference.as_ref().and_then(|reference| reference.test_top5),
-        delta_top1: None,
-        train_seconds: None,
-        images_per_second: None,
-        peak_memory_mb: None,
         device: environment::device_name(*device),
         precision: request.precision.as_str().to_owned(),
         threads: tch::get_num_threads(),
         libtorch: environment::LIBTORCH.to_owned(),
         data_sha256: source.sha256.clone(),
-        recipe_sha256: recipes::digest(recipe)?,
         git_commit: environment::git_commit(root),
         started_at,
         status: STATUS_RUNNING.to_owned(),
+        ..known_before(recipe, architecture)?
     };
     Ok(RunRecord {
         format: RECORD_FORMAT,
         result,
         weights_sha256: None,
+        predictions_sha256: None,
         temperature: None,
         command: environment::command(),
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -93,9 +78,31 @@ pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<Run
     })
 }
 
+/// The columns that follow from the recipe and the network alone; the others are empty.
+///
+/// # Errors
+/// A recipe that cannot be written.
+pub fn known_before(recipe: &Recipe, architecture: &Architecture) -> Result<ResultRow, Error> {
+    let published = recipe.reference.as_ref();
+    Ok(ResultRow {
+        model: recipe.model.name.clone(),
+        family: architecture.facts.family.to_owned(),
+        dataset: recipe.dataset.to_string(),
+        image_size: recipe.data.image_size,
+        epochs: recipe.train.epochs,
+        batch_size: recipe.train.batch_size,
+        params: architecture.facts.params,
+        macs: architecture.facts.macs,
+        reference_top1: published.and_then(|published| published.test_top1),
+        reference_top5: published.and_then(|published| published.test_top5),
+        recipe_sha256: recipes::digest(recipe)?,
+        ..ResultRow::default()
+    })
+}
+
 /// Fills in what a run that reached its end measured.
 pub fn finish(record: &mut RunRecord, finished: &Finished) {
-    let Finished { history, kept, test, temperature, weights_sha256 } = finished;
+    let Finished { history, kept, test, temperature, weights_sha256, predictions_sha256 } = finished;
     let row = &mut record.result;
     let seconds: f64 = history.iter().map(|epoch| epoch.train_seconds).sum();
     let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
@@ -109,6 +116,7 @@ pub fn finish(record: &mut RunRecord, finished: &Finished) {
     row.images_per_second = Some((images / seconds * 10.0).round() / 10.0);
     row.status = STATUS_COMPLETE.to_owned();
     record.weights_sha256 = Some(weights_sha256.clone());
+    record.predictions_sha256 = Some(predictions_sha256.clone());
     record.temperature = Some(*temperature);
 }
 

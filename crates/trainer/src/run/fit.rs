@@ -199,6 +199,7 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
         lr: rate(job, lr, counters, counters.updates.saturating_sub(1)),
         train_loss: train.loss,
         train_top1: train.top1,
+        train_top5: train.top5,
         val_loss: plain.loss,
         val_top1: plain.top1,
         val_top5: plain.top5,

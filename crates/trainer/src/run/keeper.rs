@@ -108,16 +108,17 @@ impl Keeper<'_> {
     /// Writes a checkpoint, in the place of one at the same position. The weights to keep are the current ones if those
     /// are of an epoch, else those that are kept.
     fn write(&mut self, vs: &VarStore, state: &mut State, current: Option<&EpochStats>) -> Result<(), Error> {
-        let card = current.map(|stats| Card {
+        let card = Card { epoch: state.counters.history.len() as u32, ..self.card.clone() };
+        let of_kept = current.map(|stats| Card {
+            val_top1: Some(stats.kept_top1()),
             epoch: stats.epoch,
-            val_top1: stats.kept_top1(),
-            ..self.card.clone()
+            ..card.clone()
         });
         let kept = self.kept_files();
-        let keep = card.as_ref().map_or(Keep::Same(&kept), Keep::Current);
+        let keep = of_kept.as_ref().map_or(Keep::Same(&kept), Keep::Current);
         let position = state.counters.position();
         let mut draft = Draft::begin(&self.run.checkpoints(), position)?;
-        state.write(&mut draft, vs, &self.identity, &self.machine, keep)?;
+        state.write(&mut draft, vs, (&self.identity, &self.machine), &card, keep)?;
         draft.finish()?;
         (self.saved, self.saved_at) = (Some(position), Instant::now());
         Ok(())

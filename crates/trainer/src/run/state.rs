@@ -172,8 +172,8 @@ impl State {
         })
     }
 
-    /// Writes everything as the files of a checkpoint, one tensor after the other; waits for the device. From then on
-    /// the weights that `keep` says are those that are kept.
+    /// Writes everything as the files of a checkpoint, one tensor after the other; waits for the device. Weights say of
+    /// themselves what is in `card`. From then on those that `keep` says are those that are kept.
     ///
     /// # Errors
     /// libtorch's refusal to copy a tensor, or a disk that cannot take it.
@@ -181,15 +181,14 @@ impl State {
         &mut self,
         draft: &mut Draft,
         vs: &VarStore,
-        run: &Identity,
-        machine: &Machine,
+        (run, machine): (&Identity, &Machine),
+        card: &Card,
         keep: Keep,
     ) -> Result<(), Error> {
-        let nothing = BTreeMap::new();
-        draft.file(MODEL, |out| write_safetensors(out, &tensors(vs), &nothing))?;
-        draft.file(OPTIMIZER, |out| write_safetensors(out, &self.optimizer.state(), &nothing))?;
+        draft.file(MODEL, |out| write_safetensors(out, &tensors(vs), &card.metadata()?))?;
+        draft.file(OPTIMIZER, |out| write_safetensors(out, &self.optimizer.state(), &BTreeMap::new()))?;
         if let Some(ema) = &self.ema {
-            draft.file(EMA, |out| write_safetensors(out, &ema.state(), &nothing))?;
+            draft.file(EMA, |out| write_safetensors(out, &ema.state(), &card.metadata()?))?;
         }
         match (keep, &self.kept) {
             (Keep::Current(card), _) => {
@@ -276,6 +275,7 @@ mod tests {
             lr: 0.1,
             train_loss: 1.0 / 3.0,
             train_top1: 0.5,
+            train_top5: 0.75,
             val_loss: 1.0,
             val_top1,
             val_top5: 1.0,

@@ -13,7 +13,7 @@ use tch::nn::VarStore;
 use crate::data::presentation::Presentation;
 use crate::data::source::{Source, Subset};
 use crate::look::glance::Glance;
-use crate::look::outcome::Outcome;
+use crate::look::outcome::{Outcome, Tested};
 use crate::network::summary::grouped;
 use crate::network::weights::{self, Card, Head};
 use crate::process::progress::Progress;
@@ -186,14 +186,15 @@ fn tested(
     // Those on disk, as anyone would load them.
     let file = outcome.shown.recipe.train.select.weights_file();
     weights::load(vs, outcome.architecture, &run.file(file), Head::Same)?;
-    let (test, temperature) = outcome.test(run, stop)?;
+    let Tested { test, temperature, predictions_sha256 } = outcome.test(run, stop)?;
     if !test.loss.is_finite() {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
     let history = state.counters.history;
     let epoch = history.iter().find(|stats| stats.epoch == kept.epoch).cloned();
     let epoch = epoch.ok_or_else(|| Error::Training("the kept epoch is not in the history".to_owned()))?;
-    Ok(Finished { history, kept: epoch, test, temperature, weights_sha256: kept.sha256 })
+    let weights_sha256 = kept.sha256;
+    Ok(Finished { history, kept: epoch, test, temperature, weights_sha256, predictions_sha256 })
 }
 
 /// TensorBoard's events of the run; a new run begins with a sheet of training images.
@@ -269,7 +270,7 @@ fn keeper<'a>(
             channel_std: stats.std,
             class_names: source.class_names.clone(),
             epoch: 0,
-            val_top1: 0.0,
+            val_top1: None,
         },
         select: recipe.train.select,
         identity: Identity {

@@ -66,6 +66,7 @@ impl Board {
         let numbers = [
             ("train/loss", Some(stats.train_loss)),
             ("train/top1", Some(stats.train_top1)),
+            ("train/top5", Some(stats.train_top5)),
             ("train/images_per_second", Some(stats.images_per_second)),
             ("train/lr", Some(stats.lr)),
             ("val/loss", Some(stats.val_loss)),

@@ -31,7 +31,7 @@ fn card(architecture: &Architecture) -> Card {
         channel_std: [255.0; 3],
         class_names: vec!["0".into(), "1".into()],
         epoch: 3,
-        val_top1: 0.5,
+        val_top1: Some(0.5),
     }
 }
 
