@@ -205,6 +205,7 @@ pub(crate) mod tests {
             },
             weights_sha256: None,
             predictions_sha256: None,
+            history_sha256: None,
             temperature: None,
             command: Vec::new(),
             trainer_version: "0.1.0".into(),

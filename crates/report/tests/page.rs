@@ -46,6 +46,7 @@ fn write_run(results: &Path, name: &str, seed: u64, wrong: usize, class: &str) {
         },
         weights_sha256: None,
         predictions_sha256: None,
+        history_sha256: None,
         temperature: Some(1.25),
         command: vec!["trainer".into(), "it's".into()],
         trainer_version: "0.1.0".into(),

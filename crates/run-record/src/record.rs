@@ -150,6 +150,8 @@ pub struct RunRecord {
     pub weights_sha256: Option<String>,
     /// SHA-256 of `predictions.csv`, once the run is complete. (Not before format 5.)
     pub predictions_sha256: Option<String>,
+    /// SHA-256 of `history.csv`, once the run is complete. (Not before format 5.)
+    pub history_sha256: Option<String>,
     /// What logits are divided by to make probabilities as confident as they are right, fitted on the validation images
     /// ([`crate::temperature`]); once the run is complete. (Not before format 5.)
     pub temperature: Option<f64>,
@@ -256,6 +258,7 @@ mod tests {
             result: row(),
             weights_sha256: None,
             predictions_sha256: None,
+            history_sha256: None,
             temperature: None,
             command: vec!["trainer".into(), "train".into()],
             trainer_version: "0.1.0".into(),

@@ -66,9 +66,9 @@ impl Outcome<'_> {
     /// Those of [`Answers::of`], or a disk that is full.
     pub fn test(&self, run: &RunDir, stop: &Stop) -> Result<Tested, Error> {
         let recipe = &self.shown.recipe.train;
-        let answers = |part: &Subset| Answers::of(self.network, part, self.presentation, recipe, stop);
-        let (test, answers) = answers(&self.test)?;
-        let (_, validation) = answers(&self.validation)?;
+        let answered = |part: &Subset| Answers::of(self.network, part, self.presentation, recipe, stop);
+        let (test, answers) = answered(&self.test)?;
+        let (_, validation) = answered(&self.validation)?;
         let temperature = temperature(&validation.logits, &validation.labels);
         let rows = answers.rows(self.shown.class_names, temperature);
         let csv = to_csv(&rows).map_err(|error| Error::io(&run.file(PREDICTIONS))(error.into()))?;

@@ -63,7 +63,7 @@ impl Card {
             wrong(file.path(), format!("its description is damaged: {problem}"))
         };
         let card: Value = serde_json::from_str(card).map_err(|error| damaged(&error))?;
-        if let (None, Some(model)) = (card.get("recipe"), card.get("model")) {
+        if let (None, Some(model)) = (card.get("recipe"), card.get("model").and_then(Value::as_str)) {
             let problem = format!(
                 "these are initial weights of {model}, which have learned nothing; expected a file from a run"
             );

@@ -29,6 +29,8 @@ pub struct Finished {
     pub weights_sha256: String,
     /// SHA-256 of what they answer for the test images, as a file.
     pub predictions_sha256: String,
+    /// SHA-256 of the history, as a file.
+    pub history_sha256: String,
 }
 
 /// The record of a run that is under way.
@@ -66,6 +68,7 @@ pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<Run
         result,
         weights_sha256: None,
         predictions_sha256: None,
+        history_sha256: None,
         temperature: None,
         command: environment::command(),
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -102,7 +105,8 @@ pub fn known_before(recipe: &Recipe, architecture: &Architecture) -> Result<Resu
 
 /// Fills in what a run that reached its end measured.
 pub fn finish(record: &mut RunRecord, finished: &Finished) {
-    let Finished { history, kept, test, temperature, weights_sha256, predictions_sha256 } = finished;
+    let Finished { history, kept, test, temperature, weights_sha256, predictions_sha256, history_sha256 } =
+        finished;
     let row = &mut record.result;
     let seconds: f64 = history.iter().map(|epoch| epoch.train_seconds).sum();
     let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
@@ -117,6 +121,7 @@ pub fn finish(record: &mut RunRecord, finished: &Finished) {
     row.status = STATUS_COMPLETE.to_owned();
     record.weights_sha256 = Some(weights_sha256.clone());
     record.predictions_sha256 = Some(predictions_sha256.clone());
+    record.history_sha256 = Some(history_sha256.clone());
     record.temperature = Some(*temperature);
 }
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use data_cifar::ChannelStats;
 use image::RgbImage;
-use run_record::layout::{RECIPE, TENSORBOARD};
-use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine};
+use run_record::layout::{HISTORY, RECIPE, TENSORBOARD};
+use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine, sha256_file};
 use serde_json::json;
 use tch::nn::VarStore;
 
@@ -193,8 +193,16 @@ fn tested(
     let history = state.counters.history;
     let epoch = history.iter().find(|stats| stats.epoch == kept.epoch).cloned();
     let epoch = epoch.ok_or_else(|| Error::Training("the kept epoch is not in the history".to_owned()))?;
-    let weights_sha256 = kept.sha256;
-    Ok(Finished { history, kept: epoch, test, temperature, weights_sha256, predictions_sha256 })
+    let path = run.file(HISTORY);
+    Ok(Finished {
+        history_sha256: sha256_file(&path).map_err(Error::io(&path))?,
+        history,
+        kept: epoch,
+        test,
+        temperature,
+        weights_sha256: kept.sha256,
+        predictions_sha256,
+    })
 }
 
 /// TensorBoard's events of the run; a new run begins with a sheet of training images.
