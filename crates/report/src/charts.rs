@@ -7,9 +7,16 @@ use plotters::prelude::*;
 use serde::Serialize;
 
 use crate::Error;
+use crate::files::Files;
+use crate::scale::{Axis, Scale, TICKS};
 
 /// Pixels of a chart. Narrow, so that its words can be read on a phone.
 const SIZE: (u32, u32) = (520, 340);
+/// Height of a line of words, and width of a letter, in pixels.
+const LINE: i32 = 16;
+const LETTER: i32 = 7;
+/// Where a legend begins.
+const LEGEND_LEFT: i32 = 12;
 const INK: RGBColor = RGBColor(1, 1, 1);
 const GRID: RGBColor = RGBColor(222, 222, 222);
 
@@ -37,19 +44,19 @@ pub struct Series {
     pub colour: RGBColor,
     /// How it is drawn.
     pub mark: Mark,
+    /// Width of a line in pixels.
+    pub width: u32,
+    /// What is written beside it, where there is room.
+    pub label: Option<String>,
     /// Values.
     pub points: Vec<(f64, f64)>,
 }
 
-/// How numbers of an axis are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scale {
-    /// As they are.
-    Plain,
-    /// 0 to 1, in per cent.
-    Percent,
-    /// In powers of ten.
-    Log,
+impl Series {
+    /// A line, a dot or a diamond of usual size, without a label.
+    pub fn new(run: &str, name: &str, colour: RGBColor, mark: Mark, points: Vec<(f64, f64)>) -> Self {
+        Self { run: run.to_owned(), name: name.to_owned(), colour, mark, width: 2, label: None, points }
+    }
 }
 
 /// A chart of several series.
@@ -63,6 +70,19 @@ pub struct Chart {
     pub y: (&'static str, Scale),
     /// What is drawn.
     pub series: Vec<Series>,
+    /// Where a legend stands above it.
+    pub legend: Legend,
+}
+
+/// Where a chart has a legend of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Legend {
+    /// Nowhere: points are named where they are.
+    None,
+    /// In its files; the page has one for all its charts.
+    Files,
+    /// In its files and in the page.
+    Everywhere,
 }
 
 /// Colour of an architecture, of those that Okabe and Ito chose for all eyes.
@@ -83,57 +103,6 @@ pub fn hex(family: &str) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// 594186 as `594 k`.
-pub fn scaled(n: f64) -> String {
-    let (value, unit) = match n {
-        1e9.. => (n / 1e9, " G"),
-        1e6.. => (n / 1e6, " M"),
-        1e3.. => (n / 1e3, " k"),
-        _ => (n, ""),
-    };
-    let digits = if value >= 100.0 || value.fract() == 0.0 {
-        0
-    } else if value >= 10.0 {
-        1
-    } else {
-        2
-    };
-    format!("{value:.digits$}{unit}")
-}
-
-/// 0.8271 as `82.71 %`.
-pub fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
-}
-
-impl Scale {
-    fn place(self, value: f64) -> f64 {
-        if self == Self::Log { value.max(f64::MIN_POSITIVE).log10() } else { value }
-    }
-
-    fn tick(self, place: f64, span: f64) -> String {
-        match self {
-            Self::Plain => scaled_plain(place, span),
-            Self::Percent if span < 0.05 => format!("{:.1} %", 100.0 * place),
-            Self::Percent => format!("{:.0} %", 100.0 * place),
-            Self::Log => scaled(10f64.powf(place)),
-        }
-    }
-
-    fn value(self, value: f64) -> String {
-        match self {
-            Self::Plain if value.fract() == 0.0 => format!("{value}"),
-            Self::Plain => format!("{value:.4}"),
-            Self::Percent => percent(value),
-            Self::Log => scaled(value),
-        }
-    }
-}
-
-fn scaled_plain(place: f64, span: f64) -> String {
-    if span >= 5.0 { format!("{place:.0}") } else { format!("{place:.2}") }
-}
-
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
@@ -150,44 +119,71 @@ pub struct Figure {
     title: String,
     caption: &'static str,
     svg: String,
-    file: Option<String>,
+    links: Vec<(&'static str, String)>,
 }
 
 impl Chart {
-    /// The chart for the page, with the address of its file; `None` with nothing to draw.
+    /// The chart for the page, and as `NAME.svg` and `NAME.png` in a directory, whose address in the page is given, beside
+    /// that of the numbers; `None` with nothing to draw.
     ///
     /// # Errors
-    /// The library's refusal.
-    pub fn figure(&self, caption: &'static str, file: Option<String>) -> Result<Option<Figure>, Error> {
-        Ok(self.inline()?.map(|svg| Figure { title: self.title.clone(), caption, svg, file }))
+    /// The library's refusal, or a file that cannot be written.
+    pub fn figure(&self, caption: &'static str, files: &Files) -> Result<Option<Figure>, Error> {
+        let (Some(svg), Some(file)) = (self.inline()?, self.file()?) else { return Ok(None) };
+        Ok(Some(Figure { title: self.title.clone(), caption, svg, links: files.write(&file)? }))
     }
 
     /// The chart as a whole SVG file, black on white; `None` with nothing to draw.
     ///
     /// # Errors
     /// The library's refusal.
-    pub fn file(&self) -> Result<Option<String>, Error> {
-        Ok(self.body()?.map(|body| {
-            let (width, height) = SIZE;
-            format!(
-                "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\">\
-                 <title>{}</title><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>{body}</svg>\n",
-                escaped(&self.title)
-            )
-        }))
+    fn file(&self) -> Result<Option<String>, Error> {
+        let (band, legend) = if self.legend == Legend::None { (0, String::new()) } else { self.legend() };
+        Ok(self.body()?.map(|body| whole(&self.title, (0, -band, SIZE.0, SIZE.1), &(legend + &body))))
     }
 
     /// The chart as a part of a page, in the page's own colour of ink.
     fn inline(&self) -> Result<Option<String>, Error> {
+        let (band, legend) =
+            if self.legend == Legend::Everywhere { self.legend() } else { (0, String::new()) };
         Ok(self.body()?.map(|body| {
             let (width, height) = SIZE;
-            let body =
-                body.replace("\"#010101\"", "\"currentColor\"").replace("\"#DEDEDE\"", "\"var(--grid)\"");
+            let body = (legend + &body)
+                .replace("\"#010101\"", "\"currentColor\"")
+                .replace("\"#DEDEDE\"", "\"var(--grid)\"");
             format!(
-                "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {width} {height}\">{body}</svg>",
-                escaped(&self.title)
+                "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 -{band} {width} {}\">{body}</svg>",
+                escaped(&self.title),
+                height as i32 + band
             )
         }))
+    }
+
+    /// How the series are drawn and called, above the chart, and the height of that in pixels. Thin lines have no entry.
+    fn legend(&self) -> (i32, String) {
+        let named = self.series.iter().filter(|series| series.width > 1 && !series.points.is_empty());
+        let letters = named.clone().map(|series| series.name.chars().count()).max().unwrap_or(0);
+        let wide = 26 + LETTER * letters as i32 + 14;
+        let columns = ((SIZE.0 as i32 - LEGEND_LEFT) / wide).max(1) as usize;
+        let rows = named.clone().count().div_ceil(columns);
+        let band = LINE * rows as i32 + 6;
+        let drawn = named.enumerate().map(|(index, series)| {
+            let (x, row) = (LEGEND_LEFT + wide * (index % columns) as i32, (index / columns) as i32);
+            let y = LINE * row + LINE / 2 - band + 4;
+            let RGBColor(red, green, blue) = series.colour;
+            let paint = format!("#{red:02x}{green:02x}{blue:02x}");
+            let line = |dashes: &str| format!("<path d=\"M{x} {y}h20\" stroke=\"{paint}\" stroke-width=\"2\"{dashes}/>");
+            let sample = match series.mark {
+                Mark::Line => line(""),
+                Mark::Dashes => line(" stroke-dasharray=\"5 4\""),
+                Mark::Dots => format!("<circle cx=\"{}\" cy=\"{y}\" r=\"5\" fill=\"{paint}\"/>", x + 10),
+                Mark::Diamonds => {
+                    format!("<path d=\"M{} {}l6 6l-6 6l-6 -6z\" fill=\"none\" stroke=\"{paint}\" stroke-width=\"2\"/>", x + 10, y - 6)
+                }
+            };
+            sample + &words(x + 26, y + 4, &series.name)
+        });
+        (band, drawn.collect())
     }
 
     /// Axes, then a group per series that knows its run and where its values are.
@@ -199,8 +195,12 @@ impl Chart {
         let x = range(all().map(|point| self.x.1.place(point.0)));
         let y = range(all().map(|point| self.y.1.place(point.1)));
         let (mut body, _) = self.layer(x, y, None)?;
-        for series in &self.series {
-            let (marks, pixels) = self.layer(x, y, Some(series))?;
+        let layers = self.series.iter().map(|series| self.layer(x, y, Some(series)));
+        let layers = layers.collect::<Result<Vec<_>, _>>()?;
+        let marks: Vec<(i32, i32)> = layers.iter().flat_map(|(_, pixels)| pixels.clone()).collect();
+        let mut labels = Labels::beside(marks);
+        for (series, (marks, pixels)) in self.series.iter().zip(layers) {
+            let label = series.label.as_deref().and_then(|text| labels.place(text, &pixels));
             let points: Vec<String> = pixels
                 .iter()
                 .zip(&series.points)
@@ -210,10 +210,11 @@ impl Chart {
                 .collect();
             let dashes = if series.mark == Mark::Dashes { " stroke-dasharray=\"5 4\"" } else { "" };
             body.push_str(&format!(
-                "<g class=\"series\" data-run=\"{}\" data-name=\"{}\" data-points=\"{}\"{dashes}>{marks}</g>",
+                "<g class=\"series\" data-run=\"{}\" data-name=\"{}\" data-points=\"{}\"{dashes}>{marks}{}</g>",
                 escaped(&series.run),
                 escaped(&series.name),
-                escaped(&points.join(";"))
+                escaped(&points.join(";")),
+                label.unwrap_or_default()
             ));
         }
         Ok(Some(body))
@@ -248,7 +249,7 @@ impl Chart {
             .margin(12)
             .x_label_area_size(46)
             .y_label_area_size(66)
-            .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
+            .build_cartesian_2d(Axis::new(self.x.1, x), y.0..y.1)?;
         let Some(series) = series else {
             let font = ("sans-serif", 14).into_font().color(&INK);
             chart
@@ -256,8 +257,8 @@ impl Chart {
                 .bold_line_style(GRID)
                 .light_line_style(TRANSPARENT)
                 .axis_style(INK)
-                .x_labels(6)
-                .y_labels(6)
+                .x_labels(TICKS)
+                .y_labels(TICKS)
                 .x_desc(self.x.0)
                 .y_desc(self.y.0)
                 .label_style(font.clone())
@@ -269,7 +270,7 @@ impl Chart {
         };
         let points: Vec<(f64, f64)> =
             series.points.iter().map(|point| (self.x.1.place(point.0), self.y.1.place(point.1))).collect();
-        let style = series.colour.stroke_width(2);
+        let style = series.colour.stroke_width(series.width);
         match series.mark {
             // A line of one point would not be seen.
             Mark::Line | Mark::Dashes if points.len() > 1 => {
@@ -290,11 +291,68 @@ impl Chart {
     }
 }
 
+/// Words beside points, none over another or over a point.
+struct Labels {
+    taken: Vec<[i32; 4]>,
+}
+
+impl Labels {
+    fn beside(points: Vec<(i32, i32)>) -> Self {
+        Self { taken: points.into_iter().map(|(x, y)| [x - 8, y - 8, x + 8, y + 8]).collect() }
+    }
+
+    /// The words as SVG right, left, above or below of a point, where that is free: of the last such point.
+    fn place(&mut self, text: &str, points: &[(i32, i32)]) -> Option<String> {
+        let width = LETTER * text.chars().count() as i32;
+        let place = points.iter().rev().find_map(|point| self.free_place(width, *point))?;
+        self.taken.push(place);
+        Some(words(place[0], place[1] + 13, text))
+    }
+
+    fn free_place(&self, width: i32, (x, y): (i32, i32)) -> Option<[i32; 4]> {
+        let half = LINE / 2;
+        let corners = [
+            (x + 10, y - half),
+            (x - 10 - width, y - half),
+            (x - width / 2, y - 10 - LINE),
+            (x - width / 2, y + 10),
+        ];
+        let boxes = corners.map(|(left, top)| [left, top, left + width, top + LINE]);
+        let is_free = |place: &[i32; 4]| {
+            let [left, top, right, bottom] = *place;
+            let inside = left > 70 && right < SIZE.0 as i32 - 6 && top > 6 && bottom < SIZE.1 as i32 - 50;
+            let apart =
+                |other: &[i32; 4]| right < other[0] || other[2] < left || bottom < other[1] || other[3] < top;
+            inside && self.taken.iter().all(apart)
+        };
+        boxes.into_iter().find(is_free)
+    }
+}
+
 fn pixels(
-    chart: &ChartContext<'_, SVGBackend<'_>, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
+    chart: &ChartContext<'_, SVGBackend<'_>, Cartesian2d<Axis, RangedCoordf64>>,
     points: &[(f64, f64)],
 ) -> Vec<(i32, i32)> {
     points.iter().map(|point| chart.backend_coord(point)).collect()
+}
+
+/// Words that begin at a point.
+fn words(x: i32, y: i32, text: &str) -> String {
+    let text = escaped(text);
+    format!(
+        "<text x=\"{x}\" y=\"{y}\" font-family=\"sans-serif\" font-size=\"13\" fill=\"#010101\">{text}</text>"
+    )
+}
+
+/// An SVG file of a drawing, on white. It begins at a point left of or above which there is nothing, and has a width and a
+/// height below and right of 0.
+pub fn whole(title: &str, (left, top, width, height): (i32, i32, u32, u32), body: &str) -> String {
+    let (wide, high) = (width as i32 - left, height as i32 - top);
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{wide}\" height=\"{high}\" viewBox=\"{left} {top} {wide} {high}\">\
+         <title>{}</title><rect x=\"{left}\" y=\"{top}\" width=\"{wide}\" height=\"{high}\" fill=\"#fff\"/>{body}</svg>\n",
+        escaped(title)
+    )
 }
 
 /// Text in HTML and SVG, in quotes too.

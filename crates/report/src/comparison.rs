@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use run_record::duration;
 use serde::Serialize;
 
-use crate::charts::{hex, percent, scaled};
+use crate::charts::hex;
 use crate::runs::Run;
+use crate::scale::{percent, scaled};
 use crate::stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, wilson};
 
 /// Networks up to this number are compared each with each other, and more with the first.

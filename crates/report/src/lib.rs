@@ -2,8 +2,11 @@
 
 mod charts;
 mod comparison;
+mod files;
+mod heatmap;
 mod page;
 mod runs;
+mod scale;
 mod section;
 mod stats;
 
@@ -69,7 +72,7 @@ pub fn write(results: &Path) -> Result<Written, Error> {
     }
     let (runs, problems) = runs::read_runs(results)?;
     let page = results.join(layout::REPORT);
-    let html = page::page(&runs, &problems)?;
+    let html = page::page(results, &runs, &problems)?;
     write_atomically(&page, html.as_bytes()).map_err(Error::io(&page))?;
     Ok(Written { page, runs: runs.len(), problems })
 }

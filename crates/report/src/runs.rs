@@ -3,10 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use run_record::layout::{FIGURES, HISTORY, PREDICTIONS, RECIPE, RECORD, RUNS};
-use run_record::{EpochStats, Prediction, Recipe, RunRecord, STATUS_COMPLETE, predictions_from_csv};
+use run_record::layout::{
+    CLASSES, FIGURES, HISTORY, LAYERS, PREDICTIONS, RECIPE, RECORD, RUNS, VERIFICATION,
+};
+use run_record::{
+    ClassCounts, EpochStats, Prediction, Recipe, RunRecord, STATUS_COMPLETE, Verification,
+    predictions_from_csv, sha256,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::Error;
+use crate::section::CHARTS;
 
 /// One run.
 #[derive(Debug)]
@@ -23,7 +31,13 @@ pub struct Run {
     pub history: Vec<EpochStats>,
     /// An answer per test image; empty without the file.
     pub predictions: Vec<Prediction>,
-    /// Files in `figures/` that are PNG pictures, by name.
+    /// How many images of each class there are; empty without the file.
+    pub classes: Vec<ClassCounts>,
+    /// The network layer by layer, as `layers.json` lists them; null without the file.
+    pub layers: Value,
+    /// Whether and when the run was found to be what its record says.
+    pub verified: String,
+    /// Files in `figures/` that are PNG pictures and no charts, by name.
     pub pictures: Vec<String>,
 }
 
@@ -81,37 +95,76 @@ fn read_run(dir: &Path) -> Result<Run, Error> {
     let broken = |path: &Path, problem: String| Error::Content { path: path.to_owned(), problem };
 
     let path = dir.join(RECORD);
-    let record = RunRecord::parse(&text(&path)?).map_err(|problem| broken(&path, problem))?;
+    let text_of_record = text(&path)?;
+    let record = RunRecord::parse(&text_of_record).map_err(|problem| broken(&path, problem))?;
     let recipe = match there(RECIPE) {
         Some(path) => {
             Some(Recipe::parse(&text(&path)?).map_err(|problem| broken(&path, problem.to_string()))?)
         }
         None => None,
     };
-    let history = match there(HISTORY) {
-        Some(path) => csv::Reader::from_reader(text(&path)?.as_bytes())
-            .deserialize()
-            .collect::<Result<_, _>>()
-            .map_err(|error| broken(&path, error.to_string()))?,
-        None => Vec::new(),
-    };
+    let history = there(HISTORY).map_or(Ok(Vec::new()), |path| rows(&path))?;
+    let classes = there(CLASSES).map_or(Ok(Vec::new()), |path| rows(&path))?;
     let predictions = match there(PREDICTIONS) {
         Some(path) => {
             predictions_from_csv(text(&path)?.as_bytes()).map_err(|error| broken(&path, error.to_string()))?
         }
         None => Vec::new(),
     };
+    let json = |name: &str| match there(name) {
+        Some(path) => serde_json::from_str(&text(&path)?).map_err(|error| broken(&path, error.to_string())),
+        None => Ok(Value::Null),
+    };
+    let layers = json(LAYERS)?["layers"].take();
+    let verified = match serde_json::from_value::<Option<Verification>>(json(VERIFICATION)?) {
+        Ok(verification) => in_words(verification.as_ref(), &sha256(&text_of_record)),
+        Err(error) => return Err(broken(&dir.join(VERIFICATION), error.to_string())),
+    };
     let mut pictures = Vec::new();
     let figures = dir.join(FIGURES);
     if figures.is_dir() {
         for entry in fs::read_dir(&figures).map_err(Error::io(&figures))? {
             let name = entry.map_err(Error::io(&figures))?.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".png") {
+            if let Some(stem) = name.strip_suffix(".png")
+                && !CHARTS.contains(&stem)
+            {
                 pictures.push(name);
             }
         }
     }
     pictures.sort();
     let name = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok(Run { name, dir: dir.to_owned(), record, recipe, history, predictions, pictures })
+    Ok(Run {
+        name,
+        dir: dir.to_owned(),
+        record,
+        recipe,
+        history,
+        predictions,
+        classes,
+        layers,
+        verified,
+        pictures,
+    })
+}
+
+fn rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Error> {
+    let broken = |error: csv::Error| Error::Content { path: path.to_owned(), problem: error.to_string() };
+    csv::Reader::from_path(path).map_err(broken)?.deserialize().collect::<Result<_, _>>().map_err(broken)
+}
+
+/// What became of checking a run whose record has this SHA-256.
+fn in_words(verification: Option<&Verification>, record_sha256: &str) -> String {
+    match verification {
+        None => "not yet: cargo xtask verify-results computes its numbers again".to_owned(),
+        Some(checked) if checked.record_sha256 != record_sha256 => {
+            format!("not since the record was changed; before, at {}", checked.verified_at)
+        }
+        Some(checked) if checked.holds() => {
+            format!("at {}: all holds, {} test images", checked.verified_at, checked.images)
+        }
+        Some(checked) => {
+            format!("at {}, and does not hold: {}", checked.verified_at, checked.findings.join("; "))
+        }
+    }
 }

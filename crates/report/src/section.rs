@@ -1,21 +1,29 @@
 //! A run's own section of the page: its curves, its answers by class, its pictures, where it comes from.
 
+use std::collections::HashMap;
 use std::fs;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use run_record::layout::{FIGURES, RECIPE, RUNS};
+use run_record::layout::{FIGURES, HISTORY, PREDICTIONS, RECIPE, RUNS};
 use run_record::{
-    CalibrationBin, EpochStats, calibration, calibration_error, class_measures, confusion, write_atomically,
+    CalibrationBin, ClassCounts, EpochStats, calibration, calibration_error, class_measures, confusion,
 };
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::Error;
-use crate::charts::{Chart, Figure, Mark, Scale, Series, colour, percent};
+use crate::charts::{Chart, Figure, Legend, Mark, Series, colour};
+use crate::files::Files;
+use crate::heatmap::confusion as confusion_drawing;
 use crate::runs::Run;
+use crate::scale::{Scale, grouped, percent};
 
 /// Bytes of pictures that the page holds, of all runs together; others are linked.
 pub const PICTURES: usize = 1_900_000;
+
+/// Names of the files of a run's charts.
+pub const CHARTS: [&str; 5] = ["loss", "top1", "top5", "reliability", "confusion"];
 
 /// Classes up to this number are drawn as a table of confusions.
 const SHOWN_CLASSES: usize = 20;
@@ -31,10 +39,23 @@ struct Picture {
 #[derive(Serialize)]
 struct ClassRow {
     name: String,
-    images: u64,
+    train: String,
+    /// Training images in per cent of those of the largest class.
+    bar: usize,
+    validation: String,
+    test: String,
     precision: String,
     recall: String,
     f1: String,
+}
+
+#[derive(Serialize)]
+struct LayerRow {
+    name: String,
+    kind: String,
+    output: String,
+    params: String,
+    macs: String,
 }
 
 /// A table of confusions; cells hold text and depth of colour in per cent.
@@ -53,7 +74,9 @@ pub struct Section {
     calibration: Option<String>,
     classes: Vec<String>,
     matrices: Vec<Matrix>,
+    matrix_links: Vec<(&'static str, String)>,
     class_rows: Vec<ClassRow>,
+    layers: Vec<LayerRow>,
     pictures: Vec<Picture>,
     provenance: Vec<(&'static str, String)>,
     repeat: String,
@@ -61,53 +84,35 @@ pub struct Section {
 
 fn curves(run: &Run) -> Vec<(&'static str, Chart, &'static str)> {
     const CAPTION: &str = "Solid: validation after the epoch. Dashed: training, while the weights moved.";
-    let series = |what: &str, mark: Mark, value: &dyn Fn(&EpochStats) -> f64| Series {
-        run: run.name.clone(),
-        name: what.to_owned(),
-        colour: colour(&run.record.result.family),
-        mark,
-        points: run.history.iter().map(|row| (f64::from(row.epoch), value(row))).collect(),
+    const MILESTONES: &str = "Solid: validation after the epoch. Dashed: training, while the weights moved. Hollow diamonds: validation, as published.";
+    let own = colour(&run.record.result.family);
+    let series = |what: &str, mark: Mark, value: &dyn Fn(&EpochStats) -> f64| {
+        let points = run.history.iter().map(|row| (f64::from(row.epoch), value(row))).collect();
+        Series::new(&run.name, what, own, mark, points)
     };
-    let chart = |title: &str, y, series| Chart {
+    let both = |train: &dyn Fn(&EpochStats) -> f64, validation: &dyn Fn(&EpochStats) -> f64| {
+        vec![series("training", Mark::Dashes, train), series("validation", Mark::Line, validation)]
+    };
+    let chart = |title: &str, scale, series| Chart {
         title: format!("{title} of {}", run.name),
         x: ("Epoch", Scale::Plain),
-        y,
+        y: (if scale == Scale::Percent { "Accuracy" } else { "Loss" }, scale),
         series,
+        legend: Legend::Everywhere,
     };
+    let published = run.recipe.as_ref().and_then(|recipe| recipe.reference.as_ref());
+    let milestones: Vec<(f64, f64)> = published
+        .iter()
+        .flat_map(|published| &published.milestones)
+        .map(|(epoch, top1)| (f64::from(*epoch), *top1))
+        .collect();
+    let mut top1 = both(&|row| row.train_top1, &|row| row.val_top1);
+    let of_top1 = if milestones.is_empty() { CAPTION } else { MILESTONES };
+    top1.push(Series::new(&run.name, "validation, published", own, Mark::Diamonds, milestones));
     vec![
-        (
-            "loss",
-            chart(
-                "Loss",
-                ("Loss", Scale::Plain),
-                vec![
-                    series("training", Mark::Dashes, &|row| row.train_loss),
-                    series("validation", Mark::Line, &|row| row.val_loss),
-                ],
-            ),
-            CAPTION,
-        ),
-        (
-            "top1",
-            chart(
-                "Top-1",
-                ("Top-1", Scale::Percent),
-                vec![
-                    series("training", Mark::Dashes, &|row| row.train_top1),
-                    series("validation", Mark::Line, &|row| row.val_top1),
-                ],
-            ),
-            CAPTION,
-        ),
-        (
-            "top5",
-            chart(
-                "Validation top-5",
-                ("Top-5", Scale::Percent),
-                vec![series("validation", Mark::Line, &|row| row.val_top5)],
-            ),
-            "Validation after the epoch; training top-5 is not kept.",
-        ),
+        ("loss", chart("Loss", Scale::Plain, both(&|row| row.train_loss, &|row| row.val_loss)), CAPTION),
+        ("top1", chart("Top-1", Scale::Percent, top1), of_top1),
+        ("top5", chart("Top-5", Scale::Percent, both(&|row| row.train_top5, &|row| row.val_top5)), CAPTION),
     ]
 }
 
@@ -123,13 +128,7 @@ fn reliability(run: &Run) -> Option<(Chart, String)> {
     let points = |bins: &[CalibrationBin]| {
         bins.iter().filter(|bin| bin.images > 0).map(|bin| (bin.confidence, bin.accuracy)).collect()
     };
-    let series = |name: &str, colour, mark, points| Series {
-        run: run.name.clone(),
-        name: name.to_owned(),
-        colour,
-        mark,
-        points,
-    };
+    let series = |name: &str, colour, mark, points| Series::new(&run.name, name, colour, mark, points);
     let own = colour(&run.record.result.family);
     let chart = Chart {
         title: format!("Reliability of {}", run.name),
@@ -140,6 +139,7 @@ fn reliability(run: &Run) -> Option<(Chart, String)> {
             series("as trained", own, Mark::Dots, points(&before)),
             series("with temperature", own, Mark::Diamonds, points(&after)),
         ],
+        legend: Legend::Everywhere,
     };
     let temperature = run.record.temperature.map_or_else(
         || "; the record has no temperature".to_owned(),
@@ -170,62 +170,96 @@ pub fn section(run: &Run, picture_bytes: usize) -> Result<Section, Error> {
     if let Some((chart, _)) = reliability {
         drawn.push(("reliability", chart, "Dots: as trained. Hollow diamonds: with temperature. On the dashed line confidence is the share that is right. Test images."));
     }
+    let files = |name: &str, numbers: &str| {
+        let of_run = format!("{RUNS}/{}/", link(&run.name));
+        Files {
+            directory: run.dir.join(FIGURES),
+            address: format!("{of_run}{FIGURES}/"),
+            name: name.to_owned(),
+            numbers: format!("{of_run}{numbers}"),
+        }
+    };
     let mut charts = Vec::new();
     for (name, chart, caption) in drawn {
-        if let Some(svg) = chart.file()? {
-            let directory = run.dir.join(FIGURES);
-            fs::create_dir_all(&directory).map_err(Error::io(&directory))?;
-            let path = directory.join(format!("{name}.svg"));
-            write_atomically(&path, svg.as_bytes()).map_err(Error::io(&path))?;
-        }
-        charts
-            .extend(chart.figure(caption, Some(format!("{RUNS}/{}/{FIGURES}/{name}.svg", link(&run.name))))?);
+        let numbers = if name == "reliability" { PREDICTIONS } else { HISTORY };
+        charts.extend(chart.figure(caption, &files(name, numbers))?);
     }
-    let (classes, matrices, class_rows) = by_class(run);
+    let (classes, counts, class_rows) = by_class(run);
+    let matrix_links = if classes.is_empty() {
+        Vec::new()
+    } else {
+        let title = format!("Confusion matrix of {}", run.name);
+        let svg = confusion_drawing(&title, &counts, &classes, colour(&run.record.result.family))?;
+        files("confusion", PREDICTIONS).write(&svg)?
+    };
     Ok(Section {
         id: run.name.clone(),
         name: run.name.clone(),
         status: run.record.result.status.clone(),
         charts,
         calibration,
+        matrices: matrices(&counts, &classes),
         classes,
-        matrices,
+        matrix_links,
         class_rows,
+        layers: layers(run),
         pictures: pictures(run, picture_bytes)?,
         provenance: provenance(run),
         repeat: repeat(run),
     })
 }
 
-fn by_class(run: &Run) -> (Vec<String>, Vec<Matrix>, Vec<ClassRow>) {
-    let mut classes: Vec<String> =
-        run.predictions.iter().flat_map(|row| [row.label.clone(), row.top1.clone()]).collect();
-    classes.sort();
-    classes.dedup();
-    let number = |name: &String| classes.binary_search(name).unwrap_or(usize::MAX);
+/// Classes in the order of the data set, as far as that is known; images by true and given class; a row for each class.
+fn by_class(run: &Run) -> (Vec<String>, Vec<Vec<u64>>, Vec<ClassRow>) {
+    let mut classes: Vec<String> = run.classes.iter().map(|class| class.name.clone()).collect();
+    let mut others: Vec<&String> = run.predictions.iter().flat_map(|row| [&row.label, &row.top1]).collect();
+    others.sort();
+    others.dedup();
+    others.retain(|name| !classes.contains(name));
+    classes.extend(others.into_iter().cloned());
+    if run.predictions.is_empty() {
+        return (Vec::new(), Vec::new(), Vec::new());
+    }
+    let numbers: HashMap<&str, usize> = classes.iter().map(String::as_str).zip(0..).collect();
+    let number = |name: &str| numbers.get(name).copied().unwrap_or_default();
     let labels: Vec<usize> = run.predictions.iter().map(|row| number(&row.label)).collect();
     let called: Vec<usize> = run.predictions.iter().map(|row| number(&row.top1)).collect();
     let counts = confusion(&labels, &called, classes.len());
     let words = |value: Option<f64>| value.map_or_else(String::new, percent);
+    let most = run.classes.iter().map(|class| class.train).max().unwrap_or(0).max(1);
     let class_rows = class_measures(&counts)
         .into_iter()
         .zip(&classes)
-        .map(|(class, name)| ClassRow {
-            name: name.clone(),
-            images: class.images,
-            precision: words(class.precision),
-            recall: words(class.recall),
-            f1: words(class.f1),
+        .map(|(measures, name)| {
+            let parts = run.classes.iter().find(|class| class.name == *name);
+            let part = |count: fn(&ClassCounts) -> usize| {
+                parts.map_or_else(String::new, |c| grouped(count(c) as u64))
+            };
+            ClassRow {
+                name: name.clone(),
+                train: part(|class| class.train),
+                bar: parts.map_or(0, |class| 100 * class.train / most),
+                validation: part(|class| class.validation),
+                test: grouped(measures.images),
+                precision: words(measures.precision),
+                recall: words(measures.recall),
+                f1: words(measures.f1),
+            }
         })
         .collect();
+    (classes, counts, class_rows)
+}
+
+/// Tables of confusions: images, and shares of each class; none of many classes.
+fn matrices(counts: &[Vec<u64>], classes: &[String]) -> Vec<Matrix> {
     if classes.is_empty() || classes.len() > SHOWN_CLASSES {
-        return (classes, Vec::new(), class_rows);
+        return Vec::new();
     }
     let matrix = |title, shown: &dyn Fn(u64, u64) -> String| Matrix {
         title,
         rows: counts
             .iter()
-            .zip(&classes)
+            .zip(classes)
             .map(|(row, name)| {
                 let images = row.iter().sum::<u64>().max(1);
                 let cell = |count: &u64| (shown(*count, images), (100 * count / images) as u32);
@@ -233,13 +267,25 @@ fn by_class(run: &Run) -> (Vec<String>, Vec<Matrix>, Vec<ClassRow>) {
             })
             .collect(),
     };
-    let matrices = vec![
-        matrix("Images", &|count, _| count.to_string()),
-        matrix("Per cent of each class", &|count, images| {
-            format!("{:.1}", 100.0 * count as f64 / images as f64)
-        }),
-    ];
-    (classes, matrices, class_rows)
+    let share = |count: u64, images: u64| format!("{:.1}", 100.0 * count as f64 / images as f64);
+    vec![matrix("Images", &|count, _| count.to_string()), matrix("Per cent of each class", &share)]
+}
+
+/// Rows of `layers.json`; none without the file, or of one that is not as it was written.
+fn layers(run: &Run) -> Vec<LayerRow> {
+    let rows = run.layers.as_array().into_iter().flatten();
+    let row = |layer: &Value| {
+        let number = |name: &str| layer[name].as_u64().map_or_else(String::new, grouped);
+        let sides = layer["output"].as_array()?.iter().map(ToString::to_string);
+        Some(LayerRow {
+            name: layer["name"].as_str()?.to_owned(),
+            kind: layer["kind"].as_str()?.to_owned(),
+            output: sides.collect::<Vec<_>>().join(" × "),
+            params: number("params"),
+            macs: number("macs"),
+        })
+    };
+    rows.filter_map(row).collect()
 }
 
 /// Mistakes and the batch first, then explanations, the latest before earlier ones; what has no room is linked.
@@ -328,14 +374,29 @@ fn provenance(run: &Run) -> Vec<(&'static str, String)> {
         ("Started", result.started_at.clone()),
         ("Went on from", record.resumed_from.join(", ")),
         ("Command", quoted(&record.command)),
+        ("Verified", run.verified.clone()),
     ];
     facts.into_iter().filter(|(_, text)| !text.is_empty()).collect()
 }
 
+/// The command that trains it once more. The data of a folder is where it was, as the run was told.
 fn repeat(run: &Run) -> String {
-    let recipe = format!("results/{RUNS}/{}/{RECIPE}", run.name);
-    let seed = run.record.result.seed.to_string();
-    quoted(&["cargo", "xtask", "train", "--recipe", &recipe, "--seed", &seed].map(str::to_owned))
+    let recipe = run.dir.join(RECIPE).display().to_string();
+    let result = &run.record.result;
+    let mut words = ["cargo", "xtask", "train", "--recipe", &recipe, "--seed", &result.seed.to_string()]
+        .map(str::to_owned)
+        .to_vec();
+    if result.precision != "f32" {
+        words.extend(["--precision".to_owned(), result.precision.clone()]);
+    }
+    if run.record.deterministic && result.device != "cpu" {
+        words.push("--deterministic".to_owned());
+    }
+    let told = run.record.command.windows(2).find(|pair| pair[0] == "--data-dir");
+    words.extend(told.into_iter().flatten().cloned());
+    let weights = run.record.command.windows(2).find(|pair| pair[0] == "--weights");
+    words.extend(weights.into_iter().flatten().cloned());
+    quoted(&words)
 }
 
 /// Words as a shell takes them.

@@ -30,6 +30,9 @@ pub const LAST: &str = "last.safetensors";
 /// What the kept network said of every test image: [`Prediction`](crate::Prediction).
 pub const PREDICTIONS: &str = "predictions.csv";
 
+/// How many images of each class the parts have: [`ClassCounts`](crate::ClassCounts).
+pub const CLASSES: &str = "classes.csv";
+
 /// What `cargo xtask verify-results` found: [`Verification`](crate::Verification).
 pub const VERIFICATION: &str = "verification.json";
 

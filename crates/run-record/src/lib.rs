@@ -8,6 +8,7 @@
 //! | `runs/*/history.csv`, one row per epoch | [`EpochStats`] |
 //! | `runs/*/record.json` | [`RunRecord`] |
 //! | `runs/*/predictions.csv`, one row per test image | [`Prediction`] |
+//! | `runs/*/classes.csv`, one row per class | [`ClassCounts`] |
 //! | `runs/*/verification.json` | [`Verification`] |
 //! | `results.csv`, one row per run | [`ResultRow`] |
 //! | `summary.csv`, one row per group of seeds | [`SummaryRow`] |
@@ -15,6 +16,7 @@
 //! This crate knows nothing of tensors, so whatever only reads results builds in seconds.
 
 mod augment;
+mod classes;
 mod data;
 mod digest;
 mod disk;
@@ -37,6 +39,7 @@ pub use augment::{
     AugmentRecipe, ColorJitter, CropOffset, Cutmix, EnlargedCrop, EraseMode, MixMode, MixRecipe, Mixup,
     PolicyRecipe, RandomErasing, RandomResizedCrop, TrainInterpolation,
 };
+pub use classes::ClassCounts;
 pub use data::{
     CropMode, DataRecipe, DatasetName, FolderRecipe, HeldOut, Interpolation, Normalize, OnError, Resize,
     Validation,

@@ -61,6 +61,16 @@ impl EpochStats {
     pub fn kept_top1(&self) -> f64 {
         self.ema_val_top1.unwrap_or(self.val_top1)
     }
+
+    /// Their validation loss.
+    pub fn kept_loss(&self) -> f64 {
+        self.ema_val_loss.unwrap_or(self.val_loss)
+    }
+
+    /// Their validation top-5.
+    pub fn kept_top5(&self) -> f64 {
+        self.ema_val_top5.unwrap_or(self.val_top5)
+    }
 }
 
 /// One row of `results.csv`; the order of the fields is the order of the columns.

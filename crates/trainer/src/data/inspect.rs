@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 use data_cifar::{ChannelStats, Draw, permutation, repeated};
 use image::RgbImage;
-use run_record::Recipe;
+use run_record::{ClassCounts, Recipe};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::data::contact_sheet::{Pair, contact_sheet};
 use crate::data::presentation::Presentation;
-use crate::data::source::{ClassCounts, Source, Subset};
+use crate::data::source::{Source, Subset};
 use crate::{Error, process::table};
 
 /// What a data set holds.

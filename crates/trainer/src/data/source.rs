@@ -9,8 +9,7 @@ use data_cifar::{
     ChannelStats, DataError, Dataset, Folder, FolderIndex, FolderProgress, ImageSet, PartLabels, Skipped,
     list_folder,
 };
-use run_record::{DataRecipe, DatasetName, HeldOut, Normalize, Recipe, Validation, first_few};
-use serde::Serialize;
+use run_record::{ClassCounts, DataRecipe, DatasetName, HeldOut, Normalize, Recipe, Validation, first_few};
 use tch::Device;
 
 use crate::Error;
@@ -58,19 +57,6 @@ pub struct Parts {
     pub validation: Range<usize>,
     /// The class of every image.
     pub labels: PartLabels,
-}
-
-/// How many images of a class each part has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ClassCounts {
-    /// The class.
-    pub name: String,
-    /// Images to train on.
-    pub train: usize,
-    /// Images held out.
-    pub validation: usize,
-    /// Images to test on.
-    pub test: usize,
 }
 
 /// A recipe's data set, read or indexed, and divided; not yet on a device.
@@ -254,15 +240,6 @@ impl Parts {
             }
         }
         (problems, notes)
-    }
-}
-
-impl ClassCounts {
-    /// All classes together.
-    pub fn total(classes: &[Self]) -> Self {
-        let sum = |count: fn(&Self) -> usize| classes.iter().map(count).sum();
-        let (train, validation) = (sum(|class| class.train), sum(|class| class.validation));
-        Self { name: "total".to_owned(), train, validation, test: sum(|class| class.test) }
     }
 }
 

@@ -321,16 +321,12 @@ fn check_record(
             .0
             .push(format!("{RECORD}: temperature is {temperature}, and it should be {}", again.temperature));
     }
-    let (kept_loss, kept_top5) = match kept.ema_val_loss {
-        Some(loss) => (loss, kept.ema_val_top5.unwrap_or(kept.val_top5)),
-        None => (kept.val_loss, kept.val_top5),
-    };
     // An image whose two likeliest classes are as likely may be right on one machine and wrong on another.
     let one_image = 1.0 / again.validated as f64 + NEAR;
     for (what, said, found, near) in [
-        ("loss", kept_loss, again.validation.loss, NEAR_MEAN * again.validation.loss.max(1.0)),
+        ("loss", kept.kept_loss(), again.validation.loss, NEAR_MEAN * again.validation.loss.max(1.0)),
         ("top-1", kept.kept_top1(), again.validation.top1, one_image),
-        ("top-5", kept_top5, again.validation.top5, one_image),
+        ("top-5", kept.kept_top5(), again.validation.top5, one_image),
     ] {
         if !((said - found).abs() <= near) {
             let epoch = kept.epoch;

@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use run_record::layout::{
-    BEST, CHECKPOINTS, FIGURES, HISTORY, LAST, LAYERS, LOCK, LOG, PREDICTIONS, RECIPE, RECORD, TENSORBOARD,
+    BEST, CHECKPOINTS, CLASSES, FIGURES, HISTORY, LAST, LAYERS, LOCK, LOG, PREDICTIONS, RECIPE, RECORD,
+    TENSORBOARD, VERIFICATION,
 };
 use run_record::{
     EpochStats, Hashing, Recipe, RunRecord, STATUS_COMPLETE, STATUS_FAILED, remove_partial_files,
@@ -18,7 +19,8 @@ use crate::process::progress::Log;
 use crate::{Error, run::checkpoint, run::recipes, tensorboard::events};
 
 /// The files of a run, besides the lock.
-const FILES: [&str; 8] = [RECORD, RECIPE, HISTORY, BEST, LAST, PREDICTIONS, LAYERS, LOG];
+const FILES: [&str; 10] =
+    [RECORD, RECIPE, CLASSES, HISTORY, BEST, LAST, PREDICTIONS, LAYERS, LOG, VERIFICATION];
 
 /// Its directories.
 const DIRECTORIES: [&str; 3] = [CHECKPOINTS, TENSORBOARD, FIGURES];

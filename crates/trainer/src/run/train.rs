@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use data_cifar::ChannelStats;
 use image::RgbImage;
-use run_record::layout::{HISTORY, RECIPE, TENSORBOARD};
-use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine, sha256_file};
+use run_record::layout::{CLASSES, HISTORY, RECIPE, TENSORBOARD};
+use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine, sha256_file, to_csv};
 use serde_json::json;
 use tch::nn::VarStore;
 
@@ -116,6 +116,8 @@ fn train_and_test(
     let machine = checkpoint.map(|saved| state.restore(vs, saved, &keeper.identity)).transpose()?;
 
     begin(run, plan, record)?;
+    let classes = to_csv(&source.parts.counts(&source.class_names));
+    run.write(CLASSES, &classes.map_err(|error| Error::io(&run.file(CLASSES))(error.into()))?)?;
     let progress = Progress::new(recipe.train.epochs, source.parts.train.len(), *output, run.log()?);
     tell_beginning(&progress, plan, source, record);
     output.event("run", json!({ "path": run.path().display().to_string(), "result": record.result }));
