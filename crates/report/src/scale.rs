@@ -35,16 +35,6 @@ pub fn scaled(n: f64) -> String {
     format!("{value:.digits$}{unit}")
 }
 
-/// 594186 as `594,186`.
-pub fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let separated = |(place, digit): (usize, char)| {
-        let comma = place > 0 && (digits.len() - place).is_multiple_of(3);
-        comma.then_some(',').into_iter().chain([digit])
-    };
-    digits.chars().enumerate().flat_map(separated).collect()
-}
-
 /// 0.8271 as `82.71 %`.
 pub fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
@@ -163,7 +153,6 @@ mod tests {
 
     #[test]
     fn numbers_are_shown_for_people() {
-        assert_eq!([0, 999, 1000, 594_186].map(grouped), ["0", "999", "1,000", "594,186"]);
         assert_eq!(
             [12.0, 2e6, 1.44e6, 11.4e6, 160.2e6].map(scaled),
             ["12", "2 M", "1.44 M", "11.4 M", "160 M"]

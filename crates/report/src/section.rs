@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use run_record::layout::{FIGURES, HISTORY, PREDICTIONS, RECIPE, RUNS};
 use run_record::{
     CalibrationBin, ClassCounts, EpochStats, calibration, calibration_error, class_measures, confusion,
+    grouped,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -17,7 +18,7 @@ use crate::charts::{Chart, Figure, Legend, Mark, Series, colour};
 use crate::files::Files;
 use crate::heatmap::confusion as confusion_drawing;
 use crate::runs::Run;
-use crate::scale::{Scale, grouped, percent};
+use crate::scale::{Scale, percent};
 
 /// Bytes of pictures that the page holds, of all runs together; others are linked.
 pub const PICTURES: usize = 1_900_000;

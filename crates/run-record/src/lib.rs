@@ -67,4 +67,4 @@ pub use record::{
 pub use summary::SummaryRow;
 pub use table::{columns, to_csv};
 pub use verification::Verification;
-pub use words::{complaint, duration, first_few, visible, visible_lines};
+pub use words::{complaint, duration, first_few, grouped, visible, visible_lines};

@@ -68,6 +68,19 @@ fn acts(c: char) -> bool {
         || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// 594186 as `594,186`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,5 +134,10 @@ mod tests {
     fn durations_read_well() {
         assert_eq!([12.34, 200.0, 7500.0].map(duration), ["12.3 s", "3 min 20 s", "2 h 05 min"]);
         assert_eq!([59.96, f64::NAN, 1e300].map(duration)[..2], ["1 min 00 s", "NaN s"]);
+    }
+
+    #[test]
+    fn numbers_are_grouped_in_threes() {
+        assert_eq!([7, 999, 1000, 594_186].map(grouped), ["7", "999", "1,000", "594,186"]);
     }
 }

@@ -1,11 +1,11 @@
 //! `list`: the networks.
 
 use core_layers::Facts;
+use run_record::grouped;
 use serde::Serialize;
 use serde_json::Value;
 use trainer::Error;
 use trainer::network::registry::{self, Architecture};
-use trainer::network::summary::grouped;
 use trainer::process::progress::show;
 use trainer::process::table::table;
 

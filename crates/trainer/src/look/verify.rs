@@ -118,6 +118,11 @@ pub fn verify(run: &Path, place: &Place<'_>, stop: &Stop) -> Result<Verification
     Ok(Verification { record_sha256: sha256(&text), verified_at, images, findings: findings.0 })
 }
 
+/// Not so of what is no number.
+fn is_near(a: f64, b: f64, most: f64) -> bool {
+    (a - b).abs() <= most
+}
+
 fn read(run: &Path, name: &str) -> Result<String, Error> {
     let path = run.join(name);
     fs::read_to_string(&path).map_err(Error::io(&path))
@@ -245,7 +250,7 @@ fn difference(row: &Prediction, now: &Prediction, again: &Again) -> Option<Strin
         ("top1_calibrated", row.top1_calibrated, now.top1_calibrated),
     ];
     if let Some((name, said, found)) =
-        numbers.into_iter().find(|(_, said, found)| !((said - found).abs() <= NEAR))
+        numbers.into_iter().find(|(_, said, found)| !is_near(*said, *found, NEAR))
     {
         return Some(format!("{name} is {said}, and the network says {found}"));
     }
@@ -260,7 +265,7 @@ fn difference(row: &Prediction, now: &Prediction, again: &Again) -> Option<Strin
         let probability = |class| again.probability(now.image, class);
         // Classes that are as likely may change places.
         let are_near =
-            matches!((probability(said), probability(found)), (Some(a), Some(b)) if (a - b).abs() <= NEAR);
+            matches!((probability(said), probability(found)), (Some(a), Some(b)) if is_near(a, b, NEAR));
         said != found && !are_near
     })?;
     Some(format!("{name} is {said}, and the network says {found}"))
@@ -316,7 +321,7 @@ fn check_record(
         findings.0.push(format!("{RECORD}: {column} is {said}, and it should be {found}"));
     }
     let temperature = record.temperature.unwrap_or(f64::NAN);
-    if !((temperature - again.temperature).abs() <= NEAR_MEAN * again.temperature) {
+    if !is_near(temperature, again.temperature, NEAR_MEAN * again.temperature) {
         findings
             .0
             .push(format!("{RECORD}: temperature is {temperature}, and it should be {}", again.temperature));
@@ -328,7 +333,7 @@ fn check_record(
         ("top-1", kept.kept_top1(), again.validation.top1, one_image),
         ("top-5", kept.kept_top5(), again.validation.top5, one_image),
     ] {
-        if !((said - found).abs() <= near) {
+        if !is_near(said, found, near) {
             let epoch = kept.epoch;
             findings.0.push(format!(
                 "{HISTORY}: the validation {what} of epoch {epoch} is {said}, and the network's is {found}"
@@ -345,7 +350,7 @@ fn differing(said: &ResultRow, found: &ResultRow) -> Vec<(String, Value, Value)>
     };
     let found = columns(found);
     let differs = |column: &str, said: &Value| match (column, said.as_f64(), found[column].as_f64()) {
-        ("test_loss", Some(a), Some(b)) => (a - b).abs() > NEAR_MEAN * b.abs().max(1.0),
+        ("test_loss", Some(a), Some(b)) => !is_near(a, b, NEAR_MEAN * b.abs().max(1.0)),
         _ => *said != found[column],
     };
     columns(said)

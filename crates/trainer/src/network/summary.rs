@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use core_layers::trace;
+use run_record::grouped;
 use serde::Serialize;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -137,28 +138,10 @@ impl Summary {
     }
 }
 
-/// 594186 as `594,186`.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::network::registry;
-
-    #[test]
-    fn numbers_are_grouped_in_threes() {
-        assert_eq!([7, 999, 1000, 594_186].map(grouped), ["7", "999", "1,000", "594,186"]);
-    }
 
     #[test]
     fn layers_come_in_order_with_their_cost() {

@@ -4,14 +4,12 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use data_cifar::{ChannelStats, DeviceSet, Draw, ImageSet};
-use run_record::{Recipe, duration};
+use run_record::{ClassCounts, Recipe, duration, grouped};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use crate::data::inspect::table;
 use crate::data::presentation::Presentation;
-use crate::data::source::ClassCounts;
-use crate::network::summary::grouped;
 use crate::optim::schedule::LearningRate;
 use crate::process::memory::in_words;
 use crate::process::progress::{Output, say, show as show_lines};

@@ -6,7 +6,7 @@ use std::time::Instant;
 use data_cifar::ChannelStats;
 use image::RgbImage;
 use run_record::layout::{CLASSES, HISTORY, RECIPE, TENSORBOARD};
-use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, machine, sha256_file, to_csv};
+use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, grouped, machine, sha256_file, to_csv};
 use serde_json::json;
 use tch::nn::VarStore;
 
@@ -14,7 +14,6 @@ use crate::data::presentation::Presentation;
 use crate::data::source::{Source, Subset};
 use crate::look::glance::Glance;
 use crate::look::outcome::{Outcome, Tested};
-use crate::network::summary::grouped;
 use crate::network::weights::{self, Card, Head};
 use crate::process::progress::Progress;
 use crate::process::signals::Stop;
