@@ -1,7 +1,6 @@
 //! Charts as SVG: one drawing for the page and for the files of a run.
 
 use plotters::coord::Shift;
-use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use serde::Serialize;
@@ -11,7 +10,7 @@ use crate::files::Files;
 use crate::scale::{Axis, Scale, TICKS};
 
 /// Pixels of a chart. Narrow, so that its words can be read on a phone.
-const SIZE: (u32, u32) = (520, 340);
+const SIZE: (u32, u32) = (400, 300);
 /// Height of a line of words, and width of a letter, in pixels.
 const LINE: i32 = 16;
 const LETTER: i32 = 7;
@@ -103,16 +102,6 @@ pub fn hex(family: &str) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) =
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-    if low > high {
-        return (0.0, 1.0);
-    }
-    let room = if high > low { 0.06 * (high - low) } else { (0.05 * low.abs()).max(0.01) };
-    (low - room, high + room)
-}
-
 /// A chart in the page.
 #[derive(Serialize)]
 pub struct Figure {
@@ -192,8 +181,8 @@ impl Chart {
             return Ok(None);
         }
         let all = || self.series.iter().flat_map(|series| &series.points);
-        let x = range(all().map(|point| self.x.1.place(point.0)));
-        let y = range(all().map(|point| self.y.1.place(point.1)));
+        let x = self.x.1.range(all().map(|point| point.0));
+        let y = self.y.1.range(all().map(|point| point.1));
         let (mut body, _) = self.layer(x, y, None)?;
         let layers = self.series.iter().map(|series| self.layer(x, y, Some(series)));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
@@ -246,12 +235,12 @@ impl Chart {
         series: Option<&Series>,
     ) -> Result<Vec<(i32, i32)>, Box<dyn std::error::Error>> {
         let mut chart = ChartBuilder::on(area)
-            .margin(12)
+            .margin(8)
             .x_label_area_size(46)
-            .y_label_area_size(66)
-            .build_cartesian_2d(Axis::new(self.x.1, x), y.0..y.1)?;
+            .y_label_area_size(62)
+            .build_cartesian_2d(Axis::new(self.x.1, x), Axis::new(self.y.1, y))?;
         let Some(series) = series else {
-            let font = ("sans-serif", 14).into_font().color(&INK);
+            let font = ("sans-serif", 13).into_font().color(&INK);
             chart
                 .configure_mesh()
                 .bold_line_style(GRID)
@@ -320,7 +309,7 @@ impl Labels {
         let boxes = corners.map(|(left, top)| [left, top, left + width, top + LINE]);
         let is_free = |place: &[i32; 4]| {
             let [left, top, right, bottom] = *place;
-            let inside = left > 70 && right < SIZE.0 as i32 - 6 && top > 6 && bottom < SIZE.1 as i32 - 50;
+            let inside = left > 66 && right < SIZE.0 as i32 - 6 && top > 6 && bottom < SIZE.1 as i32 - 50;
             let apart =
                 |other: &[i32; 4]| right < other[0] || other[2] < left || bottom < other[1] || other[3] < top;
             inside && self.taken.iter().all(apart)
@@ -330,7 +319,7 @@ impl Labels {
 }
 
 fn pixels(
-    chart: &ChartContext<'_, SVGBackend<'_>, Cartesian2d<Axis, RangedCoordf64>>,
+    chart: &ChartContext<'_, SVGBackend<'_>, Cartesian2d<Axis, Axis>>,
     points: &[(f64, f64)],
 ) -> Vec<(i32, i32)> {
     points.iter().map(|point| chart.backend_coord(point)).collect()

@@ -165,7 +165,7 @@ fn curves(runs: &[&Run], name: &'static str, scale: Scale, value: &dyn Fn(&Epoch
     }
     Chart {
         title: format!("{name} by epoch"),
-        x: ("Epoch", Scale::Plain),
+        x: ("Epoch", Scale::Whole),
         y: (name, scale),
         series,
         legend: Legend::Files,

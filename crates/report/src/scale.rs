@@ -11,6 +11,8 @@ pub const TICKS: usize = 6;
 pub enum Scale {
     /// As they are.
     Plain,
+    /// Whole numbers, as epochs are.
+    Whole,
     /// 0 to 1, in per cent.
     Percent,
     /// In powers of ten.
@@ -46,10 +48,29 @@ impl Scale {
         if self == Self::Log { value.max(f64::MIN_POSITIVE).log10() } else { value }
     }
 
+    /// From where to where an axis goes that shows these values, with some room; places as [`Scale::place`] has them.
+    pub fn range(self, values: impl Iterator<Item = f64>) -> (f64, f64) {
+        let places = values.map(|value| self.place(value));
+        let (low, high) =
+            places.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+        if low > high {
+            return (0.0, 1.0);
+        }
+        let room = if high > low { 0.06 * (high - low) } else { (0.05 * low.abs()).max(0.01) };
+        (low - room, high + room)
+    }
+
     /// Places of an axis that have a number.
     pub fn ticks(self, (low, high): (f64, f64)) -> Vec<f64> {
         if self != Self::Log {
-            return RangedCoordf64::from(low..high).key_points(TICKS);
+            let mut places = RangedCoordf64::from(low..high).key_points(TICKS);
+            places.retain(|place| match self {
+                Self::Whole => place.fract() == 0.0 && *place >= 0.0,
+                // There is room beyond all and none, but nothing to be there.
+                Self::Percent => (0.0..=1.0).contains(&((place * 1e9).round() / 1e9)),
+                _ => true,
+            });
+            return places;
         }
         let decades = low.floor() as i32..=high.floor() as i32;
         let of = |digits: &[f64]| -> Vec<f64> {
@@ -75,6 +96,7 @@ impl Scale {
     pub fn tick(self, place: f64, span: f64) -> String {
         match self {
             Self::Plain => scaled_plain(place, span),
+            Self::Whole => format!("{place:.0}"),
             Self::Percent if span < 0.05 => format!("{:.1} %", 100.0 * place),
             Self::Percent => format!("{:.0} %", 100.0 * place),
             Self::Log => scaled(round(10f64.powf(place))),
@@ -84,7 +106,7 @@ impl Scale {
     /// A value in words.
     pub fn value(self, value: f64) -> String {
         match self {
-            Self::Plain if value.fract() == 0.0 => format!("{value}"),
+            Self::Whole => format!("{value:.0}"),
             Self::Plain => format!("{value:.4}"),
             Self::Percent => percent(value),
             Self::Log => scaled(value),
@@ -148,6 +170,9 @@ mod tests {
         assert_eq!(ticks(Scale::Log, 60.0, 140.0), ["60", "70", "80", "90", "100"]);
         assert_eq!(ticks(Scale::Log, 1e3, 3e9), ["1 k", "100 k", "10 M", "1 G"]);
         assert_eq!(ticks(Scale::Percent, 0.0, 1.0), ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]);
+        let (low, high) = Scale::Percent.range([1.0].into_iter());
+        assert_eq!(ticks(Scale::Percent, low, high), ["96 %", "98 %", "100 %"]);
+        assert_eq!(ticks(Scale::Whole, 0.9, 3.1), ["1", "2", "3"]);
         assert_eq!(ticks(Scale::Percent, 0.96, 0.99), ["96.0 %", "97.0 %", "98.0 %", "99.0 %"]);
     }
 

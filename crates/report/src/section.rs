@@ -96,7 +96,7 @@ fn curves(run: &Run) -> Vec<(&'static str, Chart, &'static str)> {
     };
     let chart = |title: &str, scale, series| Chart {
         title: format!("{title} of {}", run.name),
-        x: ("Epoch", Scale::Plain),
+        x: ("Epoch", Scale::Whole),
         y: (if scale == Scale::Percent { "Accuracy" } else { "Loss" }, scale),
         series,
         legend: Legend::Everywhere,
@@ -382,7 +382,10 @@ fn provenance(run: &Run) -> Vec<(&'static str, String)> {
 
 /// The command that trains it once more. The data of a folder is where it was, as the run was told.
 fn repeat(run: &Run) -> String {
-    let recipe = run.dir.join(RECIPE).display().to_string();
+    // Seen from where this was started, which is the workspace.
+    let here = std::env::current_dir().unwrap_or_default();
+    let recipe = run.dir.join(RECIPE);
+    let recipe = recipe.strip_prefix(here).unwrap_or(&recipe).display().to_string();
     let result = &run.record.result;
     let mut words = ["cargo", "xtask", "train", "--recipe", &recipe, "--seed", &result.seed.to_string()]
         .map(str::to_owned)
