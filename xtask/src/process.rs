@@ -1,8 +1,7 @@
 //! Where things are, how this program speaks, and how it starts others.
 
 use std::fmt::Display;
-#[cfg(not(test))]
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -96,6 +95,31 @@ pub(crate) fn show(text: impl Display) {
     return println!("{text}"); // which the test harness captures
     #[cfg(not(test))]
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// As [`show`], with the signed numbers in one column of a table in green and red, where a person reads it in colour.
+pub(crate) fn show_with_deltas(table: impl Display, column: usize) {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    if !std::io::stdout().is_terminal() || is_set("NO_COLOR") || is_dumb {
+        return show(table);
+    }
+    let text = with_coloured_deltas(&visible_lines(&table.to_string()), column);
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn with_coloured_deltas(table: &str, column: usize) -> String {
+    let coloured = |(place, cell): (usize, &str)| {
+        // Before the first column there is nothing but a bar.
+        let colour = match cell.trim().as_bytes().first() {
+            Some(b'+') if place == column + 1 => 32,
+            Some(b'-') if place == column + 1 && !cell.contains("--") => 31,
+            _ => return cell.to_owned(),
+        };
+        format!("\x1b[{colour}m{cell}\x1b[0m")
+    };
+    let line = |line: &str| line.split('|').enumerate().map(coloured).collect::<Vec<_>>().join("|");
+    table.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Prints a line of news about progress on stderr, so that stdout stays what was asked for. A stderr that is closed or
@@ -197,6 +221,14 @@ pub(crate) fn ending(status: ExitStatus) -> String {
 mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn signed_numbers_of_one_column_are_coloured() {
+        let table =
+            "| name | delta |\n|------|-------|\n| a    | +0.35 |\n| b    | -1.20 |\n| +1   |       |";
+        let want = "| name | delta |\n|------|-------|\n| a    |\x1b[32m +0.35 \x1b[0m|\n| b    |\x1b[31m -1.20 \x1b[0m|\n| +1   |       |";
+        assert_eq!(with_coloured_deltas(table, 1), want);
+    }
 
     #[test]
     fn a_signal_is_told_from_an_exit_code() {

@@ -10,7 +10,7 @@ use run_record::{
     write_atomically,
 };
 
-use crate::process::{Place, note, say, show};
+use crate::process::{Place, note, say, show, show_with_deltas};
 use crate::table::{markdown, percent, points, speed};
 use crate::{page, summary};
 
@@ -50,7 +50,7 @@ fn tables(results: &Path) -> Result<Report> {
     let groups = summary::summarise(&report.rows);
     let summary_csv = results.join(layout::SUMMARY);
     write(&summary_csv, &to_csv(&groups)?)?;
-    show(table(&report.rows));
+    show_with_deltas(table(&report.rows), DELTA);
     if let Some(table) = summary::table(&groups) {
         say("");
         say(format!("means ± sample standard deviations over seeds ({}):", summary_csv.display()));
@@ -119,6 +119,9 @@ pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
     let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
     RunRecord::parse(&text).map_err(|problem| anyhow!("{}: {problem}", path.display()))
 }
+
+/// The column of the difference to the published number.
+const DELTA: usize = 10;
 
 fn table(rows: &[ResultRow]) -> Table {
     let header =

@@ -1,7 +1,7 @@
 //! What a person or a program sees while a run goes on: a bar on a terminal, a line per epoch everywhere and in the
 //! run's log, or JSON.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
@@ -72,6 +72,30 @@ impl Log {
     }
 }
 
+/// Numbers as a line of bars, the lowest for `low` and the highest for `high`.
+pub fn bars(numbers: &[f64], low: f64, high: f64) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let share = |number: &f64| if high > low { (number - low) / (high - low) } else { 0.0 };
+    numbers.iter().map(|number| BARS[((share(number) * 7.0).round() as usize).min(7)]).collect()
+}
+
+/// Epochs whose numbers are drawn beside the bar.
+const DRAWN: usize = 8;
+
+/// The last epochs' validation loss and top-1 as bars, each between its least and its largest.
+fn sparklines(history: &[EpochStats]) -> String {
+    let last = &history[history.len().saturating_sub(DRAWN)..];
+    let line = |value: fn(&EpochStats) -> f64| {
+        let numbers: Vec<f64> = last.iter().map(value).collect();
+        let low = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+        bars(&numbers, low, numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max))
+    };
+    if last.len() < 2 {
+        return String::new();
+    }
+    format!(" loss {} top-1 {}", line(EpochStats::kept_loss), line(EpochStats::kept_top1))
+}
+
 /// The progress of one run.
 #[derive(Debug)]
 pub struct Progress {
@@ -82,6 +106,8 @@ pub struct Progress {
     images: usize,
     /// When this process began to train, and how many epochs were done then.
     started: Cell<(Instant, u32)>,
+    /// The epochs that are done.
+    history: RefCell<Vec<EpochStats>>,
 }
 
 impl Progress {
@@ -98,7 +124,15 @@ impl Progress {
             };
             bar.set_style(style.with_key("per_sec", per_second).progress_chars("█▌ "));
         }
-        Self { bar, log, output, epochs, images, started: Cell::new((Instant::now(), 0)) }
+        Self {
+            bar,
+            log,
+            output,
+            epochs,
+            images,
+            started: Cell::new((Instant::now(), 0)),
+            history: RefCell::default(),
+        }
     }
 
     /// A line for the person, above the bar if there is one, and for the log.
@@ -114,7 +148,13 @@ impl Progress {
         let images = u64::from(done) * self.images as u64 + state.sums.images().unsigned_abs();
         self.bar.set_position(images);
         self.bar.reset_eta();
-        self.bar.set_message(format!("epoch {}/{}", done + 1, self.epochs));
+        self.history.replace(state.counters.history.clone());
+        self.show_epoch(done + 1);
+    }
+
+    /// What stands beside the bar.
+    fn show_epoch(&self, epoch: u32) {
+        self.bar.set_message(format!("epoch {epoch}/{}{}", self.epochs, sparklines(&self.history.borrow())));
     }
 
     /// A step over this many images has been asked for. On a GPU the bar runs ahead of the device
@@ -148,7 +188,8 @@ impl Progress {
             stats.images_per_second,
             width = self.epochs.to_string().len(),
         );
-        self.bar.set_message(format!("epoch {}/{}", (stats.epoch + 1).min(self.epochs), self.epochs));
+        self.history.borrow_mut().push(stats.clone());
+        self.show_epoch((stats.epoch + 1).min(self.epochs));
         if self.output == Output::Json {
             self.log(&text);
             self.output.event("epoch", json!({ "stats": stats, "best": best }));
@@ -167,5 +208,20 @@ impl Drop for Progress {
     /// Takes the bar away, however training ends.
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_epochs_are_drawn_between_their_least_and_largest() {
+        let epoch = |top1: f64| EpochStats { val_loss: 1.0 - top1, val_top1: top1, ..EpochStats::default() };
+        let history: Vec<EpochStats> = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8].map(epoch).to_vec();
+        assert_eq!(sparklines(&history), " loss █▇▆▅▄▃▂▁ top-1 ▁▂▃▄▅▆▇█");
+        assert_eq!(sparklines(&history[..1]), "");
+        assert_eq!(sparklines(&[epoch(0.5), epoch(0.5)]), " loss ▁▁ top-1 ▁▁");
+        assert_eq!(bars(&[f64::NAN, 2.0], 0.0, 1.0), "▁█");
     }
 }

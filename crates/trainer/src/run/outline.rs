@@ -12,7 +12,7 @@ use crate::data::inspect::table;
 use crate::data::presentation::Presentation;
 use crate::optim::schedule::LearningRate;
 use crate::process::memory::in_words;
-use crate::process::progress::{Output, say, show as show_lines};
+use crate::process::progress::{Output, bars, say, show as show_lines};
 use crate::process::signals::Stop;
 use crate::run::directory::Earlier;
 use crate::run::fit::update;
@@ -170,7 +170,7 @@ impl Outline {
         let steps = grouped(self.steps_per_epoch);
         line("steps", format!("{steps} in an epoch{last}; {} in all", grouped(all)));
         let [first, largest, end] = self.learning_rates;
-        let curve = bars(&self.learning_rate_curve, largest);
+        let curve = bars(&self.learning_rate_curve, 0.0, largest);
         line("rate", format!("{}: {first:.3e} first, {largest:.3e} at most, {end:.3e} last", self.schedule));
         line("", curve);
         let held = if self.streamed { "decoded as they are needed" } else { "held" };
@@ -210,13 +210,6 @@ impl Tried {
             outline.device
         )
     }
-}
-
-/// Rates as a line of bars.
-fn bars(rates: &[f64], largest: f64) -> String {
-    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let bar = |rate: &f64| BARS[((rate / largest * 7.0).round() as usize).min(7)];
-    rates.iter().map(bar).collect()
 }
 
 /// Steps that are tried at least and at most: the first finds everything cold, and others may use the machine.
@@ -276,6 +269,6 @@ mod tests {
 
     #[test]
     fn rates_are_bars() {
-        assert_eq!(bars(&[0.0, 0.5, 1.0, 0.26], 1.0), "▁▅█▃");
+        assert_eq!(bars(&[0.0, 0.0, 0.5, 1.0, 0.26], 1.0), "▁▅█▃");
     }
 }
