@@ -269,6 +269,6 @@ mod tests {
 
     #[test]
     fn rates_are_bars() {
-        assert_eq!(bars(&[0.0, 0.0, 0.5, 1.0, 0.26], 1.0), "▁▅█▃");
+        assert_eq!(bars(&[0.0, 0.5, 1.0, 0.26], 0.0, 1.0), "▁▅█▃");
     }
 }
