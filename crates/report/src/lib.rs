@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use run_record::{layout, write_atomically};
 
-pub use stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, wilson};
+pub use stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, welch, wilson};
 
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
