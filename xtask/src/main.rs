@@ -6,9 +6,9 @@ compile_error!("only Linux and macOS are supported");
 
 mod check;
 mod machine;
-mod page;
 mod process;
 mod report;
+mod reporter;
 mod summary;
 mod sweeps;
 mod table;
@@ -130,6 +130,12 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         results: Option<PathBuf>,
     },
+    /// Say what differs between two runs, results directories or results.csv files, and whether that is chance
+    #[command(
+        after_help = "Examples:\n  cargo xtask compare results/runs/vit_reference--quick--s0 results/runs/cct_reference--quick--s0\n  \
+                            cargo xtask compare results/results.csv other/results.csv --format json"
+    )]
+    Compare(reporter::Compare),
     /// Kill trainers at random moments and check that they resume without loss
     #[command(after_help = "Examples:\n  cargo xtask soak --kills 10 --models vit\n  \
                             cargo xtask soak --kills 100 --set train.epochs=2")]
@@ -200,6 +206,7 @@ fn run(task: Task) -> Result<u8> {
         Task::Report { results } => {
             report::report(&place, &results.unwrap_or_else(|| place.root.join("results")))
         }
+        Task::Compare(args) => reporter::compare(&place, &args),
         Task::Soak(args) => soak::soak(&place, &args),
         Task::Test(_) => test::test(&place),
         Task::Check => check::check(&place),
