@@ -1,5 +1,6 @@
 //! The program `report`, which writes the results page and compares runs: building it, and running it.
 
+use std::ffi::OsStr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::process::{Place, cargo, run_cargo};
+use crate::process::{Place, cannot_start, cargo, exit_code, run_quiet_cargo};
 
 #[derive(Args)]
 pub(crate) struct Compare {
@@ -25,26 +26,26 @@ pub(crate) struct Compare {
 
 /// Writes the results page.
 pub(crate) fn write_page(place: &Place, results: &Path) -> Result<u8> {
-    run_cargo(program(place).arg("page").arg(from_here(results)?))
+    run(place, &["page".as_ref(), "--".as_ref(), results.as_os_str()])
 }
 
 /// `cargo xtask compare`.
 pub(crate) fn compare(place: &Place, args: &Compare) -> Result<u8> {
-    let mut command = program(place);
-    command.args(["compare", "--format", &args.format]);
-    if let Some(images) = args.images {
-        command.args(["--images", &images.to_string()]);
+    let images = args.images.map(|images| format!("--images={images}"));
+    let mut passed: Vec<&OsStr> = vec!["compare".as_ref(), "--format".as_ref(), args.format.as_ref()];
+    passed.extend(images.iter().map(OsStr::new));
+    // A path may begin with a hyphen.
+    passed.extend(["--".as_ref(), args.a.as_os_str(), args.b.as_os_str()]);
+    run(place, &passed)
+}
+
+fn run(place: &Place, args: &[&OsStr]) -> Result<u8> {
+    let mut build = cargo(place);
+    build.args(["build", "--release", "--package", "report"]);
+    let code = run_quiet_cargo(&mut build, "building the program that shows and compares results")?;
+    if code != 0 {
+        return Ok(code);
     }
-    run_cargo(command.arg(from_here(&args.a)?).arg(from_here(&args.b)?))
-}
-
-fn program(place: &Place) -> Command {
-    let mut command = cargo(place);
-    command.args(["run", "--release", "--quiet", "--package", "report", "--"]);
-    command
-}
-
-/// Cargo starts elsewhere than we did.
-fn from_here(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).context("the current directory cannot be read")
+    let mut program = Command::new(place.target().join("release/report"));
+    Ok(exit_code(program.args(args).status().with_context(|| cannot_start(&program))?))
 }
