@@ -51,6 +51,9 @@ fn bad_usage_ends_with_2() {
     for args in [
         &["no-such-command"][..],
         &["fetch", "imagenet"],
+        &["compare", "results"],
+        &["compare", "a", "b", "--images", "0"],
+        &["compare", "a", "b", "--format", "xml"],
         &["setup", "--flavor", "rocm"],
         &["setup", "--archive", "x.zip"],
         &["setup", "--archive", "x.zip", "--sha256", "abc"],
