@@ -6,9 +6,9 @@ compile_error!("only Linux and macOS are supported");
 
 mod check;
 mod machine;
-mod page;
 mod process;
 mod report;
+mod reporter;
 mod summary;
 mod sweeps;
 mod table;
@@ -134,6 +134,12 @@ enum Task {
     /// Check the tables against the runs, and compute every run's numbers again from weights and data
     #[command(after_help = "Example:\n  cargo xtask verify-results --results results")]
     VerifyResults(verify::Verify),
+    /// Say what differs between two runs, results directories or results.csv files, and whether that is chance
+    #[command(
+        after_help = "Examples:\n  cargo xtask compare results/runs/vit_reference--quick--s0 results/runs/cct_reference--quick--s0\n  \
+                            cargo xtask compare results/results.csv other/results.csv --format json"
+    )]
+    Compare(reporter::Compare),
     /// Kill trainers at random moments and check that they resume without loss
     #[command(after_help = "Examples:\n  cargo xtask soak --kills 10 --models vit\n  \
                             cargo xtask soak --kills 100 --set train.epochs=2")]
@@ -205,6 +211,7 @@ fn run(task: Task) -> Result<u8> {
             report::report(&place, &results.unwrap_or_else(|| place.root.join("results")))
         }
         Task::VerifyResults(args) => verify::verify(&place, &args),
+        Task::Compare(args) => reporter::compare(&place, &args),
         Task::Soak(args) => soak::soak(&place, &args),
         Task::Test(_) => test::test(&place),
         Task::Check => check::check(&place),

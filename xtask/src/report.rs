@@ -12,7 +12,7 @@ use run_record::{
 
 use crate::process::{Place, note, say, show, show_with_deltas};
 use crate::table::{markdown, percent, points, speed};
-use crate::{page, summary};
+use crate::{reporter, summary};
 
 /// What the runs of a results directory came to.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub(crate) struct Report {
 /// `cargo xtask report`: the tables, and the page if there is a run to show on it.
 pub(crate) fn report(place: &Place, results: &Path) -> Result<u8> {
     let report = tables(results)?;
-    let of_page = if report.rows.is_empty() { 0 } else { page::write(place, results)? };
+    let of_page = if report.rows.is_empty() { 0 } else { reporter::write_page(place, results)? };
     Ok(of_page.max(u8::from(!report.problems.is_empty())))
 }
 

@@ -51,6 +51,9 @@ fn bad_usage_ends_with_2() {
     for args in [
         &["no-such-command"][..],
         &["fetch", "imagenet"],
+        &["compare", "results"],
+        &["compare", "a", "b", "--images", "0"],
+        &["compare", "a", "b", "--format", "xml"],
         &["setup", "--flavor", "rocm"],
         &["setup", "--archive", "x.zip"],
         &["setup", "--archive", "x.zip", "--sha256", "abc"],
@@ -190,7 +193,7 @@ fn without_curl_a_download_says_how_to_do_without() {
 fn digits_need_no_fetching_and_help_shows_examples() {
     let dir = workspace();
     assert_eq!(outcome(xtask(dir.path()).args(["fetch", "digits"])).0, Some(0));
-    for command in ["setup", "doctor", "fetch", "train-all", "report", "soak", "test", "check"] {
+    for command in ["setup", "doctor", "fetch", "train-all", "report", "compare", "soak", "test", "check"] {
         let output = xtask(dir.path()).args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();

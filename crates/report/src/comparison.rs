@@ -82,12 +82,7 @@ pub fn pairs(networks: &[&Run]) -> (Vec<Pair>, &'static str) {
     let mut found = Vec::new();
     for (index, first) in networks.iter().enumerate().take(firsts) {
         for second in networks[index + 1..].iter().filter(|second| first.has_same_images(second)) {
-            let (mut one, mut other) = (0, 0);
-            for (a, b) in first.predictions.iter().zip(&second.predictions) {
-                one += usize::from(a.is_right() && !b.is_right());
-                other += usize::from(b.is_right() && !a.is_right());
-            }
-            found.push((first, second, mcnemar(one, other)));
+            found.push((first, second, on_same_images(first, second)));
         }
     }
     let corrected = holm(&found.iter().map(|(_, _, test)| test.p).collect::<Vec<_>>());
@@ -96,11 +91,31 @@ pub fn pairs(networks: &[&Run]) -> (Vec<Pair>, &'static str) {
         second: second.name.clone(),
         first_only: test.first_only,
         second_only: test.second_only,
-        p: if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") },
-        verdict: if p < CHANCE { "more than chance" } else { "could be chance" },
+        p: p_text(p),
+        verdict: judged(p),
     };
     let pairs = found.iter().zip(corrected).map(pair).collect();
     (pairs, if each { "each with each other" } else { "the first with every other" })
+}
+
+/// McNemar's test of two runs that answered the same images.
+pub fn on_same_images(first: &Run, second: &Run) -> McNemar {
+    let (mut one, mut other) = (0, 0);
+    for (a, b) in first.predictions.iter().zip(&second.predictions) {
+        one += usize::from(a.is_right() && !b.is_right());
+        other += usize::from(b.is_right() && !a.is_right());
+    }
+    mcnemar(one, other)
+}
+
+/// A probability to four places.
+pub fn p_text(p: f64) -> String {
+    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
+}
+
+/// What a probability, corrected if there are several, says about a difference.
+pub fn judged(p: f64) -> &'static str {
+    if p < CHANCE { "more than chance" } else { "could be chance" }
 }
 
 /// Who won, by how much, and whether to believe it.
@@ -174,7 +189,7 @@ fn against_published(run: &Run) -> &'static str {
     let result = &run.record.result;
     match (result.test_top1, result.reference_top1, run.predictions.len()) {
         (Some(ours), Some(theirs), n) if n > 0 => {
-            if two_shares(ours, theirs, n) < CHANCE {
+            if two_shares((ours, n), (theirs, n)) < CHANCE {
                 ", more than chance"
             } else {
                 ", could be chance"

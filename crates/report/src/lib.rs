@@ -1,6 +1,8 @@
 //! The results page: `results/report.html`, one file that needs no network, and the same charts as files of each run.
+//! And two runs or sets of runs beside each other.
 
 mod charts;
+mod compare;
 mod comparison;
 mod files;
 mod heatmap;
@@ -14,9 +16,10 @@ use std::path::{Path, PathBuf};
 
 use run_record::{layout, write_atomically};
 
-pub use stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, wilson};
+pub use compare::{Comparison, compare};
+pub use stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, welch, wilson};
 
-/// Why there is no page.
+/// Why there is no page, or no comparison.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory cannot be read or written.
@@ -41,6 +44,9 @@ pub enum Error {
     /// The page cannot be filled in.
     #[error("the page cannot be filled in: {0:#}")]
     Template(#[from] minijinja::Error),
+    /// A comparison cannot be written as JSON.
+    #[error("JSON cannot hold the comparison: {0}")]
+    Json(#[from] serde_json::Error),
 }
 
 impl Error {

@@ -89,7 +89,11 @@ pub fn read_runs(results: &Path) -> Result<(Vec<Run>, Vec<String>), Error> {
     Ok((runs, problems))
 }
 
-fn read_run(dir: &Path) -> Result<Run, Error> {
+/// Reads one run.
+///
+/// # Errors
+/// A file cannot be read, or says what it should not.
+pub fn read_run(dir: &Path) -> Result<Run, Error> {
     let text = |path: &Path| fs::read_to_string(path).map_err(Error::io(path));
     let there = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
     let broken = |path: &Path, problem: String| Error::Content { path: path.to_owned(), problem };

@@ -1,6 +1,7 @@
 //! Whether a difference is more than chance.
 
 use serde::Serialize;
+use statrs::function::beta::checked_beta_reg;
 
 /// Half the width of a 95 % interval of the normal distribution, in standard deviations.
 const Z95: f64 = 1.959_963_984_540_054;
@@ -29,15 +30,31 @@ pub fn mean_and_deviation(values: &[f64]) -> Option<(f64, Option<f64>)> {
     Some((mean, (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt())))
 }
 
-/// How likely two equal shares, each seen over `n` images, lie at least so far apart: the pooled two-sided z-test.
-pub fn two_shares(ours: f64, theirs: f64, n: usize) -> f64 {
-    let pooled = f64::midpoint(ours, theirs);
-    let deviation = (pooled * (1.0 - pooled) * 2.0 / n as f64).sqrt();
+/// How likely two equal shares, each seen over so many images of its own, lie at least so far apart: the pooled
+/// two-sided z-test.
+pub fn two_shares((ours, n): (f64, usize), (theirs, m): (f64, usize)) -> f64 {
+    let (n, m) = (n as f64, m as f64);
+    let pooled = (ours * n + theirs * m) / (n + m);
+    let deviation = (pooled * (1.0 - pooled) * (1.0 / n + 1.0 / m)).sqrt();
     if deviation > 0.0 {
         libm::erfc((ours - theirs).abs() / deviation / std::f64::consts::SQRT_2)
     } else {
         1.0
     }
+}
+
+/// How likely two samples of equal means have means at least so far apart, whatever their variances: the two-sided
+/// t-test (Welch, Biometrika 34, 1947). `None` if a sample has fewer than two values, or neither varies.
+pub fn welch(ours: &[f64], theirs: &[f64]) -> Option<f64> {
+    let (mean, deviation) = mean_and_deviation(ours)?;
+    let (other_mean, other_deviation) = mean_and_deviation(theirs)?;
+    let (n, m) = (ours.len() as f64, theirs.len() as f64);
+    let (one, other) = (deviation?.powi(2) / n, other_deviation?.powi(2) / m);
+    let variance = one + other;
+    let freedom = variance.powi(2) / (one.powi(2) / (n - 1.0) + other.powi(2) / (m - 1.0));
+    let t_squared = (mean - other_mean).powi(2) / variance;
+    // Both tails of Student's distribution. Without variance an argument is no number, and there is no value.
+    checked_beta_reg(freedom / 2.0, 0.5, freedom / (freedom + t_squared)).ok()
 }
 
 /// Fewer images than this on which two networks differ are counted out exactly.
@@ -105,10 +122,13 @@ mod tests {
             near(found.0, low);
             near(found.1, high);
         }
-        for (a, b, n, p) in
-            [(8271.0, 8352.0, 10000, 0.12628862238224678), (350.0, 352.0, 360, 0.6330702545034995)]
-        {
-            near(two_shares(a / n as f64, b / n as f64, n), p);
+        for (a, n, b, m, p) in [
+            (8271.0, 10000, 8352.0, 10000, 0.12628862238224678),
+            (350.0, 360, 352.0, 360, 0.6330702545034995),
+            (8271.0, 10000, 1702.0, 2000, 0.009210607670276434),
+            (9.0, 10, 340.0, 360, 0.5490621266113571),
+        ] {
+            near(two_shares((a / n as f64, n), (b / m as f64, m)), p);
         }
         for (first, second, p) in [
             (2, 8, 0.109375),
@@ -127,6 +147,25 @@ mod tests {
         }
     }
 
+    /// `docs/parity/statistics.py`: SciPy 1.17.1.
+    #[test]
+    fn the_test_of_unequal_variances_is_that_of_scipy() {
+        for (a, b, p) in [
+            (&[0.82, 0.83, 0.825][..], &[0.84, 0.835, 0.85][..], 0.041914517471453035),
+            (&[0.9, 0.95], &[0.91, 0.93, 0.92, 0.9, 0.97], 0.9754632654609805),
+            (&[0.5, 0.5, 0.5], &[0.5, 0.51, 0.53], 0.2697032566597795),
+            (&[0.7001, 0.7003, 0.7002, 0.7004], &[0.8, 0.8002, 0.8001], 1.1822200995094644e-14),
+        ] {
+            near(welch(a, b).unwrap(), p);
+            near(welch(b, a).unwrap(), p);
+        }
+        assert_eq!(welch(&[0.5], &[0.4, 0.6]), None);
+        assert_eq!(welch(&[], &[]), None);
+        assert_eq!(welch(&[0.5, 0.5], &[0.5, 0.5]), None);
+        assert_eq!(welch(&[0.5, 0.5], &[0.75, 0.75]), None);
+        assert_eq!(welch(&[0.4, 0.6], &[0.6, 0.4]), Some(1.0));
+    }
+
     #[test]
     fn ends_are_no_trouble() {
         assert_eq!(wilson(0, 0), None);
@@ -134,7 +173,8 @@ mod tests {
         assert_eq!(wilson(0, 10).unwrap().0, 0.0);
         assert_eq!(wilson(10, 10).unwrap().1, 1.0);
         assert_eq!(mcnemar(0, 0).p, 1.0);
-        assert_eq!(two_shares(1.0, 1.0, 10), 1.0);
+        assert_eq!(two_shares((1.0, 10), (1.0, 20)), 1.0);
+        assert_eq!(two_shares((1.0, 0), (0.5, 0)), 1.0);
         assert_eq!(mean_and_deviation(&[]), None);
         assert_eq!(mean_and_deviation(&[0.5]), Some((0.5, None)));
         assert_eq!(mean_and_deviation(&[1.0, 2.0, 3.0]), Some((2.0, Some(1.0))));

@@ -7,10 +7,14 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::Run;
-
-fn write_run(results: &Path, model: &str, seed: u64, wrong: usize, class: &str) {
-    Run { model, seed, wrong, class, ..Run::default() }.write(results);
+fn write_run(results: &Path, name: &str, seed: u64, wrong: usize, class: &str) {
+    let images = 40;
+    let top1 = (images - wrong) as f64 / images as f64;
+    let dir = results.join("runs").join(format!("{name}--s{seed}"));
+    let predictions = common::predictions(images, |image| image < wrong, class);
+    common::write_run(&dir, &common::record(name, seed, top1), &predictions);
+    fs::create_dir_all(dir.join("figures")).unwrap();
+    fs::write(dir.join("figures/mistakes.png"), common::DOT).unwrap();
 }
 
 #[test]
