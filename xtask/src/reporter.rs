@@ -41,7 +41,8 @@ pub(crate) fn compare(place: &Place, args: &Compare) -> Result<u8> {
 
 fn run(place: &Place, args: &[&OsStr]) -> Result<u8> {
     let mut build = cargo(place);
-    build.args(["build", "--release", "--package", "report"]);
+    // With the features that the trainer's build has, so that what both use is compiled once.
+    build.args(["build", "--release", "--workspace", "--bin", "report"]);
     let code = run_quiet_cargo(&mut build, "building the program that shows and compares results")?;
     if code != 0 {
         return Ok(code);
