@@ -240,7 +240,7 @@ impl Chart {
             .y_label_area_size(62)
             .build_cartesian_2d(Axis::new(self.x.1, x), Axis::new(self.y.1, y))?;
         let Some(series) = series else {
-            let font = ("sans-serif", 13).into_font().color(&INK);
+            let font = ("sans-serif", 15).into_font().color(&INK);
             chart
                 .configure_mesh()
                 .bold_line_style(GRID)

@@ -154,8 +154,16 @@ pub fn verdict(runs: &[&Run], networks: &[&Run], pairs: &[Pair]) -> Vec<String> 
     said
 }
 
-/// Columns of the table after the name; `page.html` has their headings.
-pub fn row(run: &Run) -> Row {
+/// Headings of the table's columns; `published` is whether any run has a published number beside it.
+pub fn headings(published: bool) -> Vec<&'static str> {
+    let middle: &[&str] = if published { &["Published", "Difference, points"] } else { &[] };
+    let (first, last) =
+        (["Run", "Data", "Test top-1"], ["Parameters", "MACs", "Training time", "Images/s", "Status"]);
+    [&first, middle, &last].concat()
+}
+
+/// Columns of the table, under [`headings`].
+pub fn row(run: &Run, published: bool) -> Row {
     let result = &run.record.result;
     let text = |text: &str| Cell { text: text.to_owned(), ..Cell::default() };
     let number = |value: Option<f64>, words: &dyn Fn(f64) -> String| Cell {
@@ -166,21 +174,24 @@ pub fn row(run: &Run) -> Row {
     let interval = wilson(run.hits(), run.predictions.len());
     let half = interval.map_or_else(String::new, |(low, high)| format!(" ± {:.2}", 50.0 * (high - low)));
     let against = against_published(run);
+    let middle = [
+        number(result.reference_top1, &percent),
+        number(result.delta_top1, &|value| format!("{:+.2}{against}", 100.0 * value)),
+    ];
+    let first =
+        [text(&result.dataset), number(result.test_top1, &|value| format!("{}{half}", percent(value)))];
+    let last = [
+        number(Some(result.params as f64), &scaled),
+        number(Some(result.macs as f64), &scaled),
+        number(result.train_seconds, &duration),
+        number(result.images_per_second, &|value| format!("{value:.0}")),
+        text(&result.status.chars().take(80).collect::<String>()),
+    ];
     Row {
         id: run.name.clone(),
         name: run.name.clone(),
         colour: hex(&result.family),
-        cells: vec![
-            text(&result.dataset),
-            number(result.test_top1, &|value| format!("{}{half}", percent(value))),
-            number(result.reference_top1, &percent),
-            number(result.delta_top1, &|value| format!("{:+.2}{against}", 100.0 * value)),
-            number(Some(result.params as f64), &scaled),
-            number(Some(result.macs as f64), &scaled),
-            number(result.train_seconds, &duration),
-            number(result.images_per_second, &|value| format!("{value:.0}")),
-            text(&result.status.chars().take(80).collect::<String>()),
-        ],
+        cells: first.into_iter().chain(middle.into_iter().filter(|_| published)).chain(last).collect(),
     }
 }
 

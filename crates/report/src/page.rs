@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::charts::{Chart, Figure, Legend, Mark, Series, colour, hex};
-use crate::comparison::{Group, Pair, Row, best_first, groups, networks, pairs, row, verdict};
+use crate::comparison::{Group, Pair, Row, best_first, groups, headings, networks, pairs, row, verdict};
 use crate::files::Files;
 use crate::runs::Run;
 use crate::scale::Scale;
@@ -23,6 +23,7 @@ struct Page<'a> {
     style: &'static str,
     script: &'static str,
     verdict: Vec<String>,
+    headings: Vec<&'static str>,
     rows: Vec<Row>,
     groups: Vec<Group>,
     pairs: Vec<Pair>,
@@ -47,12 +48,14 @@ pub fn page(results: &Path, runs: &[Run], problems: &[String]) -> Result<String,
     let order = best_first(runs);
     let networks = networks(&order);
     let (pairs, pairs_of) = pairs(&networks);
+    let published = runs.iter().any(|run| run.record.result.reference_top1.is_some());
     let share = PICTURES / runs.len().max(1);
     let page = Page {
         style: include_str!("page.css"),
         script: include_str!("page.js"),
         verdict: verdict(&order, &networks, &pairs),
-        rows: order.iter().map(|run| row(run)).collect(),
+        headings: headings(published),
+        rows: order.iter().map(|run| row(run, published)).collect(),
         groups: groups(&order),
         charts: overview(results, &order)?,
         legend: order
