@@ -13,6 +13,9 @@ use crate::Error;
 /// Pixels of a PNG for each of the drawing: sharp on a slide.
 const SCALE: f32 = 2.0;
 
+/// Names of the files of a run's charts.
+pub const CHARTS: [&str; 5] = ["loss", "top1", "top5", "reliability", "confusion"];
+
 /// Where a chart is written, and how the page refers to it.
 #[derive(Debug)]
 pub struct Files {

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::Error;
-use crate::section::CHARTS;
+use crate::files::CHARTS;
 
 /// One run.
 #[derive(Debug)]

@@ -23,9 +23,6 @@ use crate::scale::{Scale, percent};
 /// Bytes of pictures that the page holds, of all runs together; others are linked.
 pub const PICTURES: usize = 1_900_000;
 
-/// Names of the files of a run's charts.
-pub const CHARTS: [&str; 5] = ["loss", "top1", "top5", "reliability", "confusion"];
-
 /// Classes up to this number are drawn as a table of confusions.
 const SHOWN_CLASSES: usize = 20;
 
