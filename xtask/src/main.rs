@@ -223,6 +223,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_documentation_names_commands_that_exist() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let pages = docs.filter(|path| path.extension().is_some_and(|ending| ending == "md"));
+        let mut seen = 0;
+        for page in pages.chain([root.join("README.md"), root.join("datasets/README.md")]) {
+            let text = std::fs::read_to_string(&page).unwrap();
+            // Tables show what is optional in brackets.
+            for line in text.lines().filter(|line| !line.starts_with('|')) {
+                let Some((_, command)) = line.split_once("cargo xtask ") else { continue };
+                // In a sentence a command ends with its quotes.
+                let command = command.split(['`', '#', '|', '>', '&']).next().unwrap_or_default();
+                let words = command.split_whitespace().map(|word| word.trim_matches('\''));
+                if let Err(error) = Cli::try_parse_from(["cargo xtask"].into_iter().chain(words)) {
+                    panic!("{}: {line}\n{error}", page.display());
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen > 40, "{seen} commands");
+    }
+
+    #[test]
     fn the_command_line_is_consistent_and_every_command_shows_an_example() {
         use clap::CommandFactory;
         Cli::command().debug_assert();

@@ -135,3 +135,38 @@ fn main() -> ExitCode {
     error.each().iter().for_each(|error| note(&format!("{label}{error}")));
     ExitCode::from(error.exit_code())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_documentation_gives_arguments_that_exist() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let pages = docs.filter(|path| path.extension().is_some_and(|ending| ending == "md"));
+        let ours: Vec<String> =
+            Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        let mut seen = 0;
+        for page in pages.chain([root.join("README.md"), root.join("datasets/README.md")]) {
+            let text = std::fs::read_to_string(&page).unwrap();
+            // Those of blocks, to be copied: in sentences a command may be named without its arguments.
+            for line in text.lines().filter(|line| !line.contains('`')) {
+                let Some((_, command)) = line.split_once("cargo xtask ") else { continue };
+                let command = command.split(['#', '|', '>', '&']).next().unwrap_or_default();
+                let words: Vec<&str> =
+                    command.split_whitespace().map(|word| word.trim_matches('\'')).collect();
+                if !words.first().is_some_and(|word| ours.iter().any(|name| name == word)) {
+                    continue;
+                }
+                if let Err(error) = Cli::try_parse_from(["trainer"].into_iter().chain(words)) {
+                    panic!("{}: {line}\n{error}", page.display());
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen > 15, "{seen} commands");
+    }
+}
