@@ -305,6 +305,8 @@ impl Labels {
             (x - 10 - width, y - half),
             (x - width / 2, y - 10 - LINE),
             (x - width / 2, y + 10),
+            (x - width + 10, y - 10 - LINE),
+            (x - width + 10, y + 10),
         ];
         let boxes = corners.map(|(left, top)| [left, top, left + width, top + LINE]);
         let is_free = |place: &[i32; 4]| {

@@ -7,6 +7,7 @@ mod comparison;
 mod files;
 mod heatmap;
 mod page;
+mod pictures;
 mod runs;
 mod scale;
 mod section;

@@ -14,9 +14,10 @@ use crate::Error;
 use crate::charts::{Chart, Figure, Legend, Mark, Series, colour, hex};
 use crate::comparison::{Group, Pair, Row, best_first, groups, headings, networks, pairs, row, verdict};
 use crate::files::Files;
+use crate::pictures::PICTURES;
 use crate::runs::Run;
 use crate::scale::Scale;
-use crate::section::{PICTURES, Section, section};
+use crate::section::{Section, section};
 
 #[derive(Serialize)]
 struct Page<'a> {

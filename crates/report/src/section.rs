@@ -1,10 +1,7 @@
 //! A run's own section of the page: its curves, its answers by class, its pictures, where it comes from.
 
 use std::collections::HashMap;
-use std::fs;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use run_record::layout::{FIGURES, HISTORY, PREDICTIONS, RECIPE, RUNS};
 use run_record::{
     CalibrationBin, ClassCounts, EpochStats, calibration, calibration_error, class_measures, confusion,
@@ -17,22 +14,12 @@ use crate::Error;
 use crate::charts::{Chart, Figure, Legend, Mark, Series, colour};
 use crate::files::Files;
 use crate::heatmap::confusion as confusion_drawing;
+use crate::pictures::{Picture, pictures};
 use crate::runs::Run;
 use crate::scale::{Scale, percent};
 
-/// Bytes of pictures that the page holds, of all runs together; others are linked.
-pub const PICTURES: usize = 1_900_000;
-
 /// Classes up to this number are drawn as a table of confusions.
 const SHOWN_CLASSES: usize = 20;
-
-#[derive(Serialize)]
-struct Picture {
-    name: String,
-    about: String,
-    source: String,
-    is_embedded: bool,
-}
 
 #[derive(Serialize)]
 struct ClassRow {
@@ -201,7 +188,11 @@ pub fn section(run: &Run, picture_bytes: usize) -> Result<Section, Error> {
         matrix_links,
         class_rows,
         layers: layers(run),
-        pictures: pictures(run, picture_bytes)?,
+        pictures: pictures(
+            run,
+            &|name| format!("{RUNS}/{}/{FIGURES}/{}", link(&run.name), link(name)),
+            picture_bytes,
+        )?,
         provenance: provenance(run),
         repeat: repeat(run),
     })
@@ -284,52 +275,6 @@ fn layers(run: &Run) -> Vec<LayerRow> {
         })
     };
     rows.filter_map(row).collect()
-}
-
-/// Mistakes and the batch first, then explanations, the latest before earlier ones; what has no room is linked.
-fn pictures(run: &Run, mut room: usize) -> Result<Vec<Picture>, Error> {
-    let mut names: Vec<&String> = run.pictures.iter().collect();
-    names.sort_by_key(|name| match name.as_str() {
-        "mistakes.png" => 0,
-        "batch.png" => 1,
-        _ => 2,
-    });
-    if let Some(others) = names.iter().position(|name| !matches!(name.as_str(), "mistakes.png" | "batch.png"))
-    {
-        names[others..].reverse();
-    }
-    let mut pictures = Vec::new();
-    for name in names {
-        let path = run.dir.join(FIGURES).join(name);
-        let bytes = fs::read(&path).map_err(Error::io(&path))?;
-        let is_embedded = bytes.len() * 4 / 3 <= room;
-        let source = if is_embedded {
-            room -= bytes.len() * 4 / 3;
-            format!("data:image/png;base64,{}", STANDARD.encode(&bytes))
-        } else {
-            format!("{RUNS}/{}/{FIGURES}/{}", link(&run.name), link(name))
-        };
-        pictures.push(Picture { name: name.clone(), about: about(name), source, is_embedded });
-    }
-    Ok(pictures)
-}
-
-fn about(name: &str) -> String {
-    let stem = name.trim_end_matches(".png");
-    let (kind, epoch) = match stem.rsplit_once('-') {
-        Some((kind, digits)) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            (kind, format!(", epoch {}", digits.trim_start_matches('0')))
-        }
-        _ => (stem, String::new()),
-    };
-    let what = match kind {
-        "mistakes" => "Most confident mistakes on test images, with true and given class".to_owned(),
-        "batch" => "Images of the first training batch beside what the network saw of them".to_owned(),
-        "explain" => "What the network looks at in validation pictures".to_owned(),
-        "positions" => "Similarity of position embeddings".to_owned(),
-        kind => kind.replace('-', " "),
-    };
-    what + &epoch
 }
 
 /// A name as part of an address.
