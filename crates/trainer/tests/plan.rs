@@ -259,7 +259,7 @@ fn a_replaced_run_is_kept_until_the_first_step_is_made() {
     // As a kill leaves it between the record of the new run and its first step.
     let run = place.path("run");
     fs::create_dir(run.join("replaced")).expect("it can be made");
-    let left = ["predictions.csv", "layers.json", "figures", "checkpoints", "train.log"];
+    let left = ["predictions.csv", "classes.csv", "layers.json", "figures", "checkpoints", "train.log"];
     for name in left.into_iter().chain(["best.safetensors", "history.csv", "recipe.toml", "record.json"]) {
         fs::rename(run.join(name), run.join("replaced").join(name)).expect("it is there");
     }
