@@ -58,7 +58,7 @@ fn a_run_on_real_digits_learns_and_is_recorded_reused_and_protected() {
     let rows = history(&run);
     let best = result["best_epoch"].as_u64().expect("there is a best epoch") as usize;
     assert_eq!(rows.len(), 3);
-    let val_top1: f64 = rows[best - 1][5].parse().expect("a number");
+    let val_top1: f64 = rows[best - 1][6].parse().expect("a number");
     assert!((val_top1 - result["val_top1"].as_f64().expect("a number")).abs() < 1e-6);
 
     // The weights on disk give the recorded accuracy again.
@@ -393,7 +393,7 @@ fn the_last_epoch_is_kept_and_the_schedule_followed_if_the_recipe_says_so() {
     assert!(run.join("last.safetensors").is_file() && !run.join("best.safetensors").exists());
     let (result, rows) = (record(&run)["result"].clone(), history(&run));
     assert_eq!(result["best_epoch"], 3);
-    let last: f64 = rows[2][5].parse().expect("it is a number");
+    let last: f64 = rows[2][6].parse().expect("it is a number");
     assert!(result["val_top1"].as_f64().is_some_and(|kept| (kept - last).abs() < 1e-6), "{result}");
     // The rate at the end of each epoch: up to the middle of the second, then down to nothing.
     let rates: Vec<f64> = rows.iter().map(|row| row[1].parse().expect("it is a number")).collect();
@@ -440,9 +440,9 @@ fn averaged_weights_are_validated_kept_and_tested() {
     let (rows, record) = (history(&run), record(&run));
     let best = record["result"]["best_epoch"].as_u64().expect("there is a best epoch") as usize;
     let number = |column: usize| rows[best - 1][column].parse::<f64>().expect("it is a number");
-    // val_top1 and ema_val_top1; the record has that of the weights that are kept.
-    assert_ne!(number(4), number(7));
-    assert!((number(8) - record["result"]["val_top1"].as_f64().expect("a number")).abs() < 1e-6);
+    // val_loss and ema_val_loss; the record has the top-1 of the weights that are kept.
+    assert_ne!(number(5), number(8));
+    assert!((number(9) - record["result"]["val_top1"].as_f64().expect("a number")).abs() < 1e-6);
     let evaluated = trainer()
         .args(["evaluate", "--json", "--device", "cpu", "--split", "validation", "--weights"])
         .arg(run.join("best.safetensors"))
