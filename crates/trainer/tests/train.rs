@@ -449,7 +449,7 @@ fn averaged_weights_are_validated_kept_and_tested() {
         .output()
         .expect("the trainer starts");
     let report: serde_json::Value = serde_json::from_slice(&evaluated.stdout).expect("it is JSON");
-    assert!((report["loss"].as_f64().expect("a number") - number(7)).abs() < 1e-6, "{report}");
+    assert!((report["loss"].as_f64().expect("a number") - number(8)).abs() < 1e-6, "{report}");
 }
 
 #[test]
