@@ -96,9 +96,8 @@ pub fn colour(family: &str) -> RGBColor {
     }
 }
 
-/// [`colour`] as CSS names it.
-pub fn hex(family: &str) -> String {
-    let RGBColor(red, green, blue) = colour(family);
+/// A colour as CSS names it.
+pub fn hex(RGBColor(red, green, blue): RGBColor) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
@@ -118,34 +117,34 @@ impl Chart {
     /// # Errors
     /// The library's refusal, or a file that cannot be written.
     pub fn figure(&self, caption: &'static str, files: &Files) -> Result<Option<Figure>, Error> {
-        let (Some(svg), Some(file)) = (self.inline()?, self.file()?) else { return Ok(None) };
-        Ok(Some(Figure { title: self.title.clone(), caption, svg, links: files.write(&file)? }))
+        let Some(body) = self.body()? else { return Ok(None) };
+        Ok(Some(Figure {
+            title: self.title.clone(),
+            caption,
+            svg: self.inline(&body),
+            links: files.write(&self.file(&body))?,
+        }))
     }
 
-    /// The chart as a whole SVG file, black on white; `None` with nothing to draw.
-    ///
-    /// # Errors
-    /// The library's refusal.
-    fn file(&self) -> Result<Option<String>, Error> {
+    /// The chart as a whole SVG file, black on white.
+    fn file(&self, body: &str) -> String {
         let (band, legend) = if self.legend == Legend::None { (0, String::new()) } else { self.legend() };
-        Ok(self.body()?.map(|body| whole(&self.title, (0, -band, SIZE.0, SIZE.1), &(legend + &body))))
+        whole(&self.title, (0, -band, SIZE.0, SIZE.1), &(legend + body))
     }
 
     /// The chart as a part of a page, in the page's own colour of ink.
-    fn inline(&self) -> Result<Option<String>, Error> {
+    fn inline(&self, body: &str) -> String {
         let (band, legend) =
             if self.legend == Legend::Everywhere { self.legend() } else { (0, String::new()) };
-        Ok(self.body()?.map(|body| {
-            let (width, height) = SIZE;
-            let body = (legend + &body)
-                .replace("\"#010101\"", "\"currentColor\"")
-                .replace("\"#DEDEDE\"", "\"var(--grid)\"");
-            format!(
-                "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 -{band} {width} {}\">{body}</svg>",
-                escaped(&self.title),
-                height as i32 + band
-            )
-        }))
+        let (width, height) = SIZE;
+        let body = (legend + body)
+            .replace("\"#010101\"", "\"currentColor\"")
+            .replace("\"#DEDEDE\"", "\"var(--grid)\"");
+        format!(
+            "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 -{band} {width} {}\">{body}</svg>",
+            escaped(&self.title),
+            height as i32 + band
+        )
     }
 
     /// How the series are drawn and called, above the chart, and the height of that in pixels. Thin lines have no entry.
@@ -159,8 +158,7 @@ impl Chart {
         let drawn = named.enumerate().map(|(index, series)| {
             let (x, row) = (LEGEND_LEFT + wide * (index % columns) as i32, (index / columns) as i32);
             let y = LINE * row + LINE / 2 - band + 4;
-            let RGBColor(red, green, blue) = series.colour;
-            let paint = format!("#{red:02x}{green:02x}{blue:02x}");
+            let paint = hex(series.colour);
             let line = |dashes: &str| format!("<path d=\"M{x} {y}h20\" stroke=\"{paint}\" stroke-width=\"2\"{dashes}/>");
             let sample = match series.mark {
                 Mark::Line => line(""),
@@ -222,9 +220,7 @@ impl Chart {
             area.present().map_err(|error| Error::Chart(error.to_string()))?;
             pixels
         };
-        let start = svg.find("<svg").and_then(|at| svg[at..].find('>').map(|end| at + end + 1)).unwrap_or(0);
-        let end = svg.rfind("</svg>").unwrap_or(svg.len());
-        Ok((svg[start..end].trim().to_owned(), pixels))
+        Ok((inner(&svg).to_owned(), pixels))
     }
 
     fn draw(
@@ -333,6 +329,13 @@ fn words(x: i32, y: i32, text: &str) -> String {
     format!(
         "<text x=\"{x}\" y=\"{y}\" font-family=\"sans-serif\" font-size=\"13\" fill=\"#010101\">{text}</text>"
     )
+}
+
+/// What an SVG draws, without its outermost element.
+pub fn inner(svg: &str) -> &str {
+    let start = svg.find("<svg").and_then(|at| svg[at..].find('>').map(|end| at + end + 1)).unwrap_or(0);
+    let end = svg.rfind("</svg>").unwrap_or(svg.len());
+    svg[start..end].trim()
 }
 
 /// An SVG file of a drawing, on white. It begins at a point left of or above which there is nothing, and has a width and a

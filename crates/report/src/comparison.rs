@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use run_record::duration;
 use serde::Serialize;
 
-use crate::charts::hex;
+use crate::charts::{colour, hex};
 use crate::runs::Run;
 use crate::scale::{percent, scaled};
 use crate::stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, wilson};
@@ -190,7 +190,7 @@ pub fn row(run: &Run, published: bool) -> Row {
     Row {
         id: run.name.clone(),
         name: run.name.clone(),
-        colour: hex(&result.family),
+        colour: hex(colour(&result.family)),
         cells: first.into_iter().chain(middle.into_iter().filter(|_| published)).chain(last).collect(),
     }
 }

@@ -4,7 +4,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::Error;
-use crate::charts::whole;
+use crate::charts::{inner, whole};
 
 /// More classes than these have no numbers in their cells, and more than these no names.
 const NUMBERED: usize = 20;
@@ -70,9 +70,7 @@ pub fn confusion(
         let frame = Rectangle::new([(left, top), (left + side, top + side)], RGBColor(120, 120, 120));
         area.draw(&frame).and_then(|()| area.present()).map_err(|error| failed(&error))?;
     }
-    let start = svg.find("<svg").and_then(|at| svg[at..].find('>').map(|end| at + end + 1)).unwrap_or(0);
-    let end = svg.rfind("</svg>").unwrap_or(svg.len());
-    Ok(whole(title, (0, 0, size.0, size.1), svg[start..end].trim()))
+    Ok(whole(title, (0, 0, size.0, size.1), inner(&svg)))
 }
 
 /// White for none, the hue for all.

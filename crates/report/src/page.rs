@@ -61,7 +61,7 @@ pub fn page(results: &Path, runs: &[Run], problems: &[String]) -> Result<String,
         charts: overview(results, &order)?,
         legend: order
             .iter()
-            .map(|run| Entry { run: run.name.clone(), colour: hex(&run.record.result.family) })
+            .map(|run| Entry { run: run.name.clone(), colour: hex(colour(&run.record.result.family)) })
             .collect(),
         runs: order.par_iter().map(|run| section(run, share)).collect::<Result<_, _>>()?,
         pairs,

@@ -155,14 +155,12 @@ pub fn section(run: &Run, picture_bytes: usize) -> Result<Section, Error> {
     if let Some((chart, _)) = reliability {
         drawn.push(("reliability", chart, "Dots: as trained. Hollow diamonds: with temperature. On the dashed line confidence is the share that is right. Test images."));
     }
-    let files = |name: &str, numbers: &str| {
-        let of_run = format!("{RUNS}/{}/", link(&run.name));
-        Files {
-            directory: run.dir.join(FIGURES),
-            address: format!("{of_run}{FIGURES}/"),
-            name: name.to_owned(),
-            numbers: format!("{of_run}{numbers}"),
-        }
+    let of_run = format!("{RUNS}/{}/", link(&run.name));
+    let files = |name: &str, numbers: &str| Files {
+        directory: run.dir.join(FIGURES),
+        address: format!("{of_run}{FIGURES}/"),
+        name: name.to_owned(),
+        numbers: format!("{of_run}{numbers}"),
     };
     let mut charts = Vec::new();
     for (name, chart, caption) in drawn {
@@ -188,11 +186,7 @@ pub fn section(run: &Run, picture_bytes: usize) -> Result<Section, Error> {
         matrix_links,
         class_rows,
         layers: layers(run),
-        pictures: pictures(
-            run,
-            &|name| format!("{RUNS}/{}/{FIGURES}/{}", link(&run.name), link(name)),
-            picture_bytes,
-        )?,
+        pictures: pictures(run, &|name| format!("{of_run}{FIGURES}/{}", link(name)), picture_bytes)?,
         provenance: provenance(run),
         repeat: repeat(run),
     })

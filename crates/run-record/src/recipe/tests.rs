@@ -164,7 +164,7 @@ fn an_error_says_what_is_known_of_it() {
 fn values_out_of_range_are_named() {
     assert_eq!(example().validate(), Ok(()));
     type Spoil = fn(&mut Recipe);
-    let cases: [(&str, Spoil); 21] = [
+    let cases: [(&str, Spoil); 22] = [
         ("data.image_size", |r| r.data.image_size = 0),
         ("initial_weights.sha256", |r| {
             r.initial_weights = Some(InitialWeights { file: PathBuf::new(), sha256: "ab".into() });
@@ -197,6 +197,14 @@ fn values_out_of_range_are_named() {
             r.reference = Some(Reference {
                 source: String::new(),
                 test_top1: Some(82.71),
+                test_top5: None,
+                milestones: Vec::new(),
+            });
+        }),
+        ("reference.milestones", |r| {
+            r.reference = Some(Reference {
+                source: String::new(),
+                test_top1: None,
                 test_top5: None,
                 milestones: vec![(1, 44.38)],
             });
