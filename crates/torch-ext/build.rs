@@ -1,4 +1,5 @@
-//! Compiles `src/torch_ext.cpp` against the libtorch that torch-sys found.
+//! Compiles the C++ in `src` against the libtorch that torch-sys found, and the kernels once for each set of
+//! instructions.
 
 use std::env;
 use std::path::PathBuf;
@@ -6,10 +7,13 @@ use std::path::PathBuf;
 fn main() -> Result<(), String> {
     println!("cargo::rustc-check-cfg=cfg(libtorch_cuda)");
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=src/torch_ext.cpp");
+    println!("cargo::rerun-if-changed=src");
     // The variables torch-sys reads for the same purpose, with its defaults.
     println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
     println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+    if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
+        return Ok(());
+    }
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
         .map(PathBuf::from)
         .ok_or("torch-sys did not say where libtorch is; run `cargo xtask setup`")?;
@@ -29,5 +33,29 @@ fn main() -> Result<(), String> {
     // Whole, also where nothing of it is called: it carries libtorch_cuda into every program that uses this crate (see
     // torch_ext.cpp). A `rustc-link-arg` would reach the tests of this package alone.
     build.link_lib_modifier("+whole-archive");
-    build.file("src/torch_ext.cpp").try_compile("torch_ext").map_err(|error| error.to_string())
+    // libtorch's vectors inside a tensor iterator; the compiler cannot see that they are written.
+    build.flag_if_supported("-Wno-maybe-uninitialized");
+    build.files(["src/torch_ext.cpp", "src/ops.cpp"]);
+    build.try_compile("torch_ext").map_err(|error| error.to_string())?;
+    let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    let sets = INSTRUCTION_SETS.iter().take(if x86 { INSTRUCTION_SETS.len() } else { 1 });
+    sets.into_iter().try_for_each(|(name, flags)| kernels(name, flags))
+}
+
+/// Sets of instructions, and the compiler's flags for them. The first is the target's own.
+const INSTRUCTION_SETS: [(&str, &[&str]); 4] = [
+    ("plain", &[]),
+    ("avx2", &["-mavx2", "-mfma"]),
+    ("avx512", &["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]),
+    ("avx512_bf16", &["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"]),
+];
+
+/// The kernels for a set of instructions. They include nothing of libtorch.
+fn kernels(name: &str, flags: &[&str]) -> Result<(), String> {
+    let table = format!("kernels_{name}");
+    let mut build = cc::Build::new();
+    build.cpp(true).pic(true).std("c++17").opt_level(3).define("KERNELS", table.as_str());
+    // Products and sums as one instruction, which the strict standard forbids the compiler to make of them.
+    build.flag("-ffp-contract=fast").flags(flags).file("src/kernels/kernels.cpp");
+    build.try_compile(&table).map_err(|error| error.to_string())
 }

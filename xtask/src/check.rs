@@ -143,7 +143,8 @@ fn may_depend(from: &str, on: &str) -> bool {
     match from {
         // Nothing needs xtask, and only tests need test-support.
         _ if on == "xtask" || on == "test-support" => false,
-        "core-layers" | "torch-ext" | "run-record" => false,
+        "core-layers" => on == "torch-ext",
+        "torch-ext" | "run-record" => false,
         "trainer" => true,
         "xtask" | "report" | "data-cifar" => on == "run-record",
         // Everything else is an architecture, which sees no other one, no data and no trainer.

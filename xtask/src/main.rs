@@ -4,6 +4,7 @@
 #[cfg(not(unix))]
 compile_error!("only Linux and macOS are supported");
 
+mod bench;
 mod check;
 mod machine;
 mod process;
@@ -140,6 +141,11 @@ enum Task {
                             cargo xtask compare results/results.csv other/results.csv --format json"
     )]
     Compare(reporter::Compare),
+    /// Measure how fast networks train or answer here, also beside PyTorch and ONNX Runtime
+    #[command(after_help = "Examples:\n  cargo xtask bench --models cct --precision bf16\n  \
+                            cargo xtask bench --against pytorch --rounds 5\n  \
+                            cargo xtask bench --work infer --batch 1 --against onnxruntime")]
+    Bench(bench::Bench),
     /// Kill trainers at random moments and check that they resume without loss
     #[command(after_help = "Examples:\n  cargo xtask soak --kills 10 --models vit\n  \
                             cargo xtask soak --kills 100 --set train.epochs=2")]
@@ -212,6 +218,7 @@ fn run(task: Task) -> Result<u8> {
         }
         Task::VerifyResults(args) => verify::verify(&place, &args),
         Task::Compare(args) => reporter::compare(&place, &args),
+        Task::Bench(args) => bench::bench(&place, &args),
         Task::Soak(args) => soak::soak(&place, &args),
         Task::Test(_) => test::test(&place),
         Task::Check => check::check(&place),

@@ -215,6 +215,7 @@ pub(crate) mod tests {
             cpu: String::new(),
             gpu: None,
             driver: None,
+            kernels: None,
             deterministic: false,
             skipped_files: 0,
             resumed_from: Vec::new(),

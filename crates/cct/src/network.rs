@@ -112,32 +112,28 @@ impl Cct {
     fn token_map(&self, images: &Tensor) -> Tensor {
         self.stages.iter().fold(images.shallow_clone(), |x, conv| {
             let y = conv.forward(&x);
+            // ReLU comes first in the networks. It commutes with a maximum, and after it there is a quarter to do.
+            let pool = |y: &Tensor, padding| y.max_pool2d([3, 3], [2, 2], padding, [1, 1], true).relu();
+            let even = y.size()[2..].iter().all(|side| side % 2 == 0);
             match self.tokenizer {
                 Tokenizer::Patch => y,
-                Tokenizer::Conv => y.relu().max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false),
+                Tokenizer::Conv => y.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false).relu(),
+                // A pixel of zeros around a map and one of −∞ at its end: no window lacks a pixel of the map, none of
+                // which is below zero after ReLU, so that the zeros make no difference.
+                Tokenizer::TutorialConv if even => pool(&y, [1, 1]),
                 Tokenizer::TutorialConv => {
                     let padded = y.relu().constant_pad_nd([1, 1, 1, 1]);
-                    pad_same(&padded, 3, 2, f64::NEG_INFINITY).max_pool2d(
-                        [3, 3],
-                        [2, 2],
-                        [0, 0],
-                        [1, 1],
-                        false,
-                    )
+                    pool(&pad_same(&padded, 3, 2, f64::NEG_INFINITY), [0, 0])
                 }
             }
         })
     }
 
-    /// Tokens `[B, h·w, D]` to the normalised tokens after the encoder, and the last block's
-    /// attention probabilities.
-    fn encode(&self, tokens: Tensor, train: bool) -> (Tensor, Tensor) {
-        let mut x = self.with_positions(tokens);
-        let mut probabilities = Tensor::new();
-        for block in &self.blocks {
-            (x, probabilities) = block.forward_t(&x, train);
-        }
-        (self.norm.forward(&x), probabilities)
+    /// Tokens `[B, h·w, D]` to the normalised tokens after the encoder.
+    fn encode(&self, tokens: Tensor, train: bool) -> Tensor {
+        let encoded =
+            self.blocks.iter().fold(self.with_positions(tokens), |x, block| block.forward_t(&x, train));
+        self.norm.forward(&encoded)
     }
 
     /// Tokens `[B, h·w, D]` as the first block gets them, behind a class token if there is one.
@@ -224,7 +220,7 @@ fn encoder_block(vs: &Path, config: &CctConfig, drop_path_rate: f64) -> Result<E
 
 impl Model for Cct {
     fn forward_features(&self, images: &Tensor, train: bool) -> Tensor {
-        let (tokens, _) = self.encode(self.tokenize(images), train);
+        let tokens = self.encode(self.tokenize(images), train);
         match &self.pooling {
             Pooling::ClassToken(_) => tokens.select(1, 0),
             Pooling::Sequence(pooling) => pooling.forward(&tokens),
@@ -239,10 +235,17 @@ impl Model for Cct {
         let map = self.token_map(images);
         let size = map.size();
         let (batch, height, width) = (size[0], size[2], size[3]);
-        let (tokens, probabilities) = self.encode(map_to_tokens(&map), false);
-        Some(match &self.pooling {
-            Pooling::ClassToken(_) => first_token_map(&probabilities, height, width),
-            Pooling::Sequence(pooling) => pooling.weights(&tokens).reshape([batch, 1, height, width]),
+        let tokens = map_to_tokens(&map);
+        Some(match (&self.pooling, self.blocks.split_last()) {
+            (Pooling::Sequence(pooling), _) => {
+                pooling.weights(&self.encode(tokens, false)).reshape([batch, 1, height, width])
+            }
+            (Pooling::ClassToken(_), Some((last, first))) => {
+                let tokens = self.with_positions(tokens);
+                let x = first.iter().fold(tokens, |x, block| block.forward_t(&x, false));
+                first_token_map(&last.with_probabilities(&x, false).1, height, width)
+            }
+            (Pooling::ClassToken(_), None) => return None,
         })
     }
 
@@ -253,15 +256,14 @@ impl Model for Cct {
         let tokens = map_to_tokens(&map);
         match (&self.pooling, self.blocks.split_last()) {
             (Pooling::ClassToken(_), Some((last, first))) => {
-                let x =
-                    first.iter().fold(self.with_positions(tokens), |x, block| block.forward_t(&x, false).0);
+                let x = first.iter().fold(self.with_positions(tokens), |x, block| block.forward_t(&x, false));
                 let features = last.norm(&x);
-                let (encoded, _) = last.forward_normed(&x, &features, false);
+                let encoded = last.forward_normed(&x, &features, false);
                 let logits = self.head.forward(&self.norm.forward(&encoded).select(1, 0));
                 ClassEvidence { features, grid, logits }
             }
             (pooling, _) => {
-                let (features, _) = self.encode(tokens, false);
+                let features = self.encode(tokens, false);
                 let pooled = match pooling {
                     Pooling::ClassToken(_) => features.select(1, 0),
                     Pooling::Sequence(pooling) => pooling.forward(&features),

@@ -66,7 +66,7 @@ impl ConvMixer {
 
     /// The patch embedding the blocks start from: images `[B, 3, H, W]` to `[B, C, H/p, W/p]`.
     pub fn embed(&self, images: &Tensor, train: bool) -> Tensor {
-        self.stem_norm.forward_t(&self.activation.forward(&self.stem.forward(images)), train)
+        self.stem_norm.forward_activated_t(&self.stem.forward(images), self.activation, None, train)
     }
 
     /// Images `[B, 3, H, W]` to the last block's map `[B, C, H/p, W/p]`.
@@ -113,10 +113,9 @@ impl Block {
 
     /// `[B, C, H, W]` → the same shape.
     fn forward_t(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
-        let mixed = activation.forward(&self.depthwise.forward(x));
-        let x = x + self.depthwise_norm.forward_t(&mixed, train);
-        let mixed = activation.forward(&self.pointwise.forward(&x));
-        self.pointwise_norm.forward_t(&mixed, train)
+        let mixed = self.depthwise.forward(x);
+        let x = self.depthwise_norm.forward_activated_t(&mixed, activation, Some(x), train);
+        self.pointwise_norm.forward_activated_t(&self.pointwise.forward(&x), activation, None, train)
     }
 }
 

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
+use torch_ext::has_kernels;
+
+use crate::must;
 
 /// An elementwise activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,11 +21,28 @@ pub enum Activation {
 impl Activation {
     /// Applies the activation to a tensor of any shape.
     pub fn forward(self, x: &Tensor) -> Tensor {
+        self.forward_dropped(x, 0.0, false)
+    }
+
+    /// Which GELU it is, if it is one.
+    pub(crate) fn gelu(self) -> Option<torch_ext::Gelu> {
         match self {
-            Self::Gelu => x.gelu("none"),
-            Self::GeluTanh => x.gelu("tanh"),
-            Self::Relu => x.relu(),
+            Self::Gelu => Some(torch_ext::Gelu::Erf),
+            Self::GeluTanh => Some(torch_ext::Gelu::Tanh),
+            Self::Relu => None,
         }
+    }
+
+    /// The activation, and dropout at the rate `drop` in training.
+    pub fn forward_dropped(self, x: &Tensor, drop: f64, train: bool) -> Tensor {
+        let Some(form) = self.gelu() else {
+            return x.relu().dropout(drop, train);
+        };
+        let drop = if train { drop } else { 0.0 };
+        if has_kernels(x) {
+            return must(torch_ext::gelu(x, form, drop));
+        }
+        x.gelu(if form == torch_ext::Gelu::Tanh { "tanh" } else { "none" }).dropout(drop, train)
     }
 }
 

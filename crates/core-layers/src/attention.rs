@@ -2,8 +2,9 @@
 
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
+use torch_ext::{attention, has_kernels};
 
-use crate::{Init, Linear, trace};
+use crate::{Init, Linear, must, trace};
 
 /// Attention of queries `[B, h, Q, d]` over keys and values `[B, h, K, d]`: the values mixed by the
 /// probabilities after dropout, `[B, h, Q, d]`, and the probabilities before it, `[B, h, Q, K]`. They
@@ -91,17 +92,35 @@ impl MultiHeadAttention {
         })
     }
 
-    /// Tokens `[B, N, dim]` → the same shape, and the probabilities `[B, h, N, N]` before dropout.
-    /// `query` is `[B, h, N, d]`, given if and only if the configuration says `external_query`;
-    /// `bias` is added to the scores.
+    /// Tokens `[B, N, dim]` → the same shape. `query` is `[B, h, N, d]`, given if and only if the configuration says
+    /// `external_query`; `bias` is added to the scores.
     pub fn forward_t(
         &self,
         tokens: &Tensor,
         query: Option<&Tensor>,
         bias: Option<&Tensor>,
         train: bool,
-    ) -> (Tensor, Tensor) {
+    ) -> Tensor {
         debug_assert_eq!(query.is_some(), self.external_query, "a query if and only if it is external");
+        let packed = self.qkv.forward(tokens);
+        if !has_kernels(&packed) {
+            return self.with_probabilities(tokens, query, bias, train).0;
+        }
+        let drop = if train { self.attn_drop } else { 0.0 };
+        let query = query.map(|query| query.to_kind(packed.kind()));
+        let mixed = must(attention(&packed, query.as_ref(), bias, self.num_heads, drop));
+        trace::step("Attention", &[], &mixed, &[2, packed.size()[1]]);
+        self.proj.forward(&mixed)
+    }
+
+    /// [`Self::forward_t`], with the probabilities `[B, h, N, N]` before dropout.
+    pub fn with_probabilities(
+        &self,
+        tokens: &Tensor,
+        query: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        train: bool,
+    ) -> (Tensor, Tensor) {
         let parts = if query.is_some() { 2 } else { 3 };
         let projected = self.qkv.forward(tokens).chunk(parts, -1); // parts x [B, N, h·d]
         let mut heads: Vec<Tensor> = projected.iter().map(|x| split_heads(x, self.num_heads)).collect();
@@ -162,7 +181,7 @@ mod tests {
         };
         let attention = MultiHeadAttention::new(&vs.root(), config).unwrap();
         let x = test_support::tensor("x", &[2, 5, 8], test_support::Role::Gain);
-        let (y, p) = attention.forward_t(&x, None, None, true);
+        let (y, p) = attention.with_probabilities(&x, None, None, true);
         assert_eq!((y.size(), p.size()), (vec![2, 5, 8], vec![2, 2, 5, 5]));
         assert_eq!(vs.variables()["qkv.weight"].size(), [48, 8]);
         assert!(!vs.variables().contains_key("qkv.bias"));
@@ -179,7 +198,7 @@ mod tests {
             }
         });
         let query = x.matmul(&vs.variables()["qkv.weight"].narrow(0, 0, 16).transpose(0, 1));
-        let (z, _) = by_query.forward_t(&x, Some(&split_heads(&query, 2)), None, true);
+        let z = by_query.forward_t(&x, Some(&split_heads(&query, 2)), None, true);
         // Products of other shapes are summed in another order.
         let (difference, largest) = ((&z - &y).abs().max(), y.abs().max());
         let (difference, largest) = (difference.double_value(&[]), largest.double_value(&[]));

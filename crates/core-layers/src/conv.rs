@@ -2,8 +2,9 @@
 
 use tch::nn::Path;
 use tch::{TchError, Tensor};
+use torch_ext::{LARGEST_DEPTHWISE, depthwise, has_kernels};
 
-use crate::{Init, pad_same, parameter, same_padding, trace};
+use crate::{Init, must, pad_same, parameter, same_padding, trace};
 
 /// How a convolution treats the border.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,13 +92,18 @@ impl Conv2d {
     pub fn forward(&self, images: &Tensor) -> Tensor {
         let kernel = self.weight.size()[2];
         match self.padding {
+            Padding::Symmetric(pad) if self.has_kernel(images) && 2 * pad == kernel - 1 => {
+                self.depthwise_kernel(images, [pad, pad])
+            }
             Padding::Symmetric(pad) => self.convolve(images, [pad, pad]),
             Padding::Same => {
                 let size = images.size();
                 let (height, width) = (size[2], size[3]);
                 let (top, bottom) = same_padding(height, kernel, self.stride);
                 let (left, right) = same_padding(width, kernel, self.stride);
-                if top == bottom && left == right {
+                if self.has_kernel(images) {
+                    self.depthwise_kernel(images, [top, left])
+                } else if top == bottom && left == right {
                     self.convolve(images, [top, left])
                 } else {
                     self.convolve(&pad_same(images, kernel, self.stride, 0.0), [0, 0])
@@ -106,9 +112,25 @@ impl Conv2d {
         }
     }
 
+    /// Whether a depthwise convolution of these images that keeps their size has a kernel.
+    fn has_kernel(&self, images: &Tensor) -> bool {
+        let size = self.weight.size();
+        let depthwise = self.groups == size[0] && size[1] == 1 && self.stride == 1;
+        depthwise && size[2] <= LARGEST_DEPTHWISE && has_kernels(images) && has_kernels(&self.weight)
+    }
+
+    /// The convolution with so many rows and columns of zeros before the images.
+    fn depthwise_kernel(&self, images: &Tensor, before: [i64; 2]) -> Tensor {
+        self.noted(must(depthwise(images, &self.weight, self.bias.as_ref(), before)))
+    }
+
     fn convolve(&self, images: &Tensor, padding: [i64; 2]) -> Tensor {
         let stride = [self.stride, self.stride];
-        let y = images.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups);
+        self.noted(images.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups))
+    }
+
+    /// What it puts out, as a step.
+    fn noted(&self, y: Tensor) -> Tensor {
         trace::step("Conv2d", &[Some(&self.weight), self.bias.as_ref()], &y, &self.weight.size()[1..]);
         y
     }

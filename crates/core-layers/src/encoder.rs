@@ -64,9 +64,15 @@ impl EncoderBlock {
         })
     }
 
-    /// Tokens `[B, N, D]` → the same shape, and the attention probabilities `[B, heads, N, N]`.
-    pub fn forward_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
+    /// Tokens `[B, N, D]` → the same shape.
+    pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         self.forward_normed(x, &self.norm(x), train)
+    }
+
+    /// [`Self::forward_t`], with the attention probabilities `[B, heads, N, N]`.
+    pub fn with_probabilities(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
+        let (mixed, probabilities) = self.attention.with_probabilities(&self.norm(x), None, None, train);
+        (self.after_attention(x, mixed, train), probabilities)
     }
 
     /// What the attention gets, `[B, N, D]`: the first norm of tokens of that shape.
@@ -75,16 +81,19 @@ impl EncoderBlock {
     }
 
     /// [`Self::forward_t`], given what [`Self::norm`] makes of `x`.
-    pub fn forward_normed(&self, x: &Tensor, normed: &Tensor, train: bool) -> (Tensor, Tensor) {
+    pub fn forward_normed(&self, x: &Tensor, normed: &Tensor, train: bool) -> Tensor {
+        self.after_attention(x, self.attention.forward_t(normed, None, None, train), train)
+    }
+
+    /// Tokens after the block, given those before it and what the attention makes of them.
+    fn after_attention(&self, x: &Tensor, mixed: Tensor, train: bool) -> Tensor {
         let EncoderConfig { drop_path_rate, shared_drop_path, normed_residual, .. } = self.config;
         let draw = || drop_path_mask(x, drop_path_rate, train);
         let first = draw();
         let second = if shared_drop_path { first.as_ref().map(Tensor::shallow_clone) } else { draw() };
-        let (mixed, probabilities) = self.attention.forward_t(normed, None, None, train);
-        let x = x + apply_drop_path(mixed, first.as_ref());
-        let normed = self.second_norm.forward(&x);
+        let (x, normed) = self.second_norm.forward_added(x, mixed, first.as_ref());
         let branch = apply_drop_path(self.mlp.forward_t(&normed, train), second.as_ref());
         let residual = if normed_residual { normed } else { x };
-        (residual + branch, probabilities)
+        residual + branch
     }
 }

@@ -20,6 +20,12 @@ pub mod trace;
 pub mod weights;
 mod window;
 
+/// What a kernel gives. As tch's operations without `f_`, those of layers panic where libtorch refuses, which they do
+/// not for tensors a layer has asked [`torch_ext::has_kernels`] about.
+pub(crate) fn must<T>(result: Result<T, torch_ext::TorchExtError>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
 pub use activation::Activation;
 pub use attention::{AttentionConfig, MultiHeadAttention, attend, merge_heads, split_heads};
 pub use conv::{Conv2d, Padding};

@@ -49,10 +49,12 @@ impl Mlp {
     /// `[.., dim]` → the same shape.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         let MlpConfig { activation, act_on_output, hidden_drop, output_drop, .. } = self.config;
-        let hidden = activation.forward(&self.first.forward(x)).dropout(hidden_drop, train);
+        let hidden = activation.forward_dropped(&self.first.forward(x), hidden_drop, train);
         let y = self.second.forward(&hidden);
-        let y = if act_on_output { activation.forward(&y) } else { y };
-        y.dropout(output_drop, train)
+        match act_on_output {
+            true => activation.forward_dropped(&y, output_drop, train),
+            false => y.dropout(output_drop, train),
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Batch norm and layer norm with every constant spelled out: frameworks disagree on all of them.
 
 use tch::nn::Path;
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
-use crate::{Init, buffer, parameter, trace};
+use torch_ext::{BatchNorm, LARGEST_NORM, add_layer_norm, gelu_batch_norm, has_kernels, layer_norm};
+
+use crate::{Activation, Init, apply_drop_path, buffer, must, parameter, trace};
 
 /// Batch normalisation of `[B, C, H, W]` maps over B, H and W (Ioffe & Szegedy, arXiv:1502.03167).
 #[derive(Debug)]
@@ -45,6 +47,29 @@ impl BatchNorm2d {
         trace::step("BatchNorm2d", &tensors, &y, &[0]);
         y
     }
+
+    /// The norm of the activation of `x`, and a residual of the same shape on top if there is one.
+    pub fn forward_activated_t(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        residual: Option<&Tensor>,
+        train: bool,
+    ) -> Tensor {
+        let form = activation.gelu().filter(|_| {
+            let trainable = !train || x.numel() as i64 > self.weight.size()[0];
+            has_kernels(x) && self.weight.kind() == Kind::Float && trainable
+        });
+        let Some(form) = form else {
+            let y = self.forward_t(&activation.forward(x), train);
+            return residual.map_or(y.shallow_clone(), |residual| residual + &y);
+        };
+        let Self { weight, bias, running_mean, running_var, momentum, eps } = self;
+        let norm = BatchNorm { weight, bias, running_mean, running_var, momentum: *momentum, eps: *eps };
+        let y = must(gelu_batch_norm(x, form, residual, norm, train));
+        trace::step("BatchNorm2d", &[weight, bias, running_mean, running_var].map(Some), &y, &[0]);
+        y
+    }
 }
 
 /// Layer normalisation over the last dimension (Ba et al., arXiv:1607.06450).
@@ -70,7 +95,32 @@ impl LayerNorm {
 
     /// `[.., C]` → the same shape.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true);
+        let Self { weight, bias, eps } = self;
+        self.noted(match self.has_kernel(x) {
+            true => must(layer_norm(x, weight, bias, *eps)),
+            false => x.layer_norm(weight.size(), Some(weight), Some(bias), *eps, true),
+        })
+    }
+
+    /// The sum of a residual stream `[B, .., C]` and a branch of that shape with a draw of stochastic depth, and the norm
+    /// of the sum.
+    pub fn forward_added(&self, x: &Tensor, branch: Tensor, mask: Option<&Tensor>) -> (Tensor, Tensor) {
+        if !(self.has_kernel(x) && has_kernels(&branch)) {
+            let sum = x + apply_drop_path(branch, mask);
+            let normed = self.forward(&sum);
+            return (sum, normed);
+        }
+        let [sum, normed] = must(add_layer_norm(x, &branch, mask, &self.weight, &self.bias, self.eps));
+        (sum, self.noted(normed))
+    }
+
+    fn has_kernel(&self, x: &Tensor) -> bool {
+        let float = [&self.weight, &self.bias].iter().all(|tensor| tensor.kind() == Kind::Float);
+        has_kernels(x) && float && self.weight.size()[0] <= LARGEST_NORM
+    }
+
+    /// What it puts out, as a step.
+    fn noted(&self, y: Tensor) -> Tensor {
         trace::step("LayerNorm", &[Some(&self.weight), Some(&self.bias)], &y, &[0]);
         y
     }
@@ -84,7 +134,7 @@ impl LayerNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind, nn};
+    use tch::{Device, nn};
 
     fn close(got: &Tensor, want: &[f64]) {
         let got = Vec::<f64>::try_from(got.flatten(0, -1).to_kind(Kind::Double)).unwrap();

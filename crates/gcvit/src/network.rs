@@ -2,8 +2,8 @@
 
 use core_layers::{
     Activation, AttentionConfig, ClassEvidence, ConfigError, Conv2d, Init, LayerNorm, LayerScale, Linear,
-    Mlp, MlpConfig, Model, MultiHeadAttention, Padding, RelativePositionBias, drop_path, drop_path_rates,
-    map_to_tokens, repeat_per_window, split_heads, window_partition, window_reverse,
+    Mlp, MlpConfig, Model, MultiHeadAttention, Padding, RelativePositionBias, drop_path, drop_path_mask,
+    drop_path_rates, map_to_tokens, repeat_per_window, split_heads, window_partition, window_reverse,
 };
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
@@ -26,10 +26,10 @@ pub struct GcVit {
 }
 
 /// Attention probabilities in a level, `[B·windows, heads, N, N]`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Attention {
     /// Of its last block.
-    last: Tensor,
+    last: Option<Tensor>,
     /// Of the last block with global queries, if it has any.
     global: Option<Tensor>,
 }
@@ -108,20 +108,22 @@ impl GcVit {
         })
     }
 
-    /// Images `[B, 3, H, W]` to the last level's maps `[B, C, h, w]` before the norm. `see` is given each level's number
-    /// from 0, the size of its maps, and the attention in its blocks.
+    /// Images `[B, 3, H, W]` to the last level's maps `[B, C, h, w]` before the norm. `see`, if there is anybody to, is
+    /// given each level's number from 0, the size of its maps, and the attention in its blocks.
     fn encode(
         &self,
         images: &Tensor,
         train: bool,
-        mut see: impl FnMut(usize, [i64; 2], Attention),
+        mut see: Option<&mut dyn FnMut(usize, [i64; 2], Attention)>,
     ) -> Tensor {
         let mut maps = self.stem.forward(&self.patches.forward(images)); // [B, C, H/4, W/4]
         for (l, level) in self.levels.iter().enumerate() {
             let size = [maps.size()[2], maps.size()[3]];
-            let (next, attention) = level.forward_t(&maps, train);
-            maps = next;
-            see(l, size, attention);
+            let mut attention = see.is_some().then(Attention::default);
+            maps = level.forward_t(&maps, train, attention.as_mut());
+            if let (Some(see), Some(attention)) = (see.as_mut(), attention) {
+                see(l, size, attention);
+            }
         }
         maps
     }
@@ -170,8 +172,8 @@ impl Level {
     }
 
     /// Maps `[B, C, H, W]` → the next level's, `[B, C', H/2, W/2]`, or of the same shape if there is
-    /// none; and the attention in its blocks.
-    fn forward_t(&self, maps: &Tensor, train: bool) -> (Tensor, Attention) {
+    /// none. The attention in its blocks is noted if it is wanted.
+    fn forward_t(&self, maps: &Tensor, train: bool, mut attention: Option<&mut Attention>) -> Tensor {
         let size = maps.size();
         let windows = (size[2] / self.window) * (size[3] / self.window);
         // All windows of an image ask the same: [B, C, w, w] -> [B, heads, N, d] -> [B·windows, ..].
@@ -179,19 +181,14 @@ impl Level {
         let query = repeat_per_window(&query, windows);
         // A view that is contiguous wherever maps are kept channels-last, as the norms leave them.
         let mut x = maps.permute([0, 2, 3, 1]);
-        let mut attention = Attention { last: Tensor::new(), global: None };
         for block in &self.blocks {
-            (x, attention.last) = block.forward_t(&x, &query, train);
-            if block.global {
-                attention.global = Some(attention.last.shallow_clone());
-            }
+            x = block.forward_t(&x, &query, train, attention.as_deref_mut());
         }
         let maps = x.permute([0, 3, 1, 2]);
-        let maps = match &self.downsample {
+        match &self.downsample {
             Some(downsample) => downsample.forward(&maps),
             None => maps,
-        };
-        (maps, attention)
+        }
     }
 }
 
@@ -243,31 +240,47 @@ impl Block {
         })
     }
 
-    /// `[B, H, W, C]` → the same shape, and the attention probabilities `[B·windows, heads, N, N]`.
-    /// The global `query` is `[B·windows, heads, N, d]`.
-    fn forward_t(&self, x: &Tensor, query: &Tensor, train: bool) -> (Tensor, Tensor) {
+    /// `[B, H, W, C]` → the same shape. The global `query` is `[B·windows, heads, N, d]`. The attention is noted if it
+    /// is wanted.
+    fn forward_t(
+        &self,
+        x: &Tensor,
+        query: &Tensor,
+        train: bool,
+        attention: Option<&mut Attention>,
+    ) -> Tensor {
         let size = x.size();
-        let branch = |y: Tensor, scale: Option<&LayerScale>| {
-            let y = match scale {
-                Some(scale) => scale.forward(&y),
-                None => y,
-            };
-            drop_path(y, self.drop_path_rate, train)
+        let scaled = |y: Tensor, scale: Option<&LayerScale>| match scale {
+            Some(scale) => scale.forward(&y),
+            None => y,
         };
         let windows = window_partition(&self.first_norm.forward(x), self.window); // [B·windows, N, C]
         let query = self.global.then_some(query);
         let bias = self.position.forward();
-        let (mixed, probabilities) = self.attention.forward_t(&windows, query, Some(&bias), train);
+        let mixed = match attention {
+            None => self.attention.forward_t(&windows, query, Some(&bias), train),
+            Some(noted) => {
+                let (mixed, probabilities) =
+                    self.attention.with_probabilities(&windows, query, Some(&bias), train);
+                if self.global {
+                    noted.global = Some(probabilities.shallow_clone());
+                }
+                noted.last = Some(probabilities);
+                mixed
+            }
+        };
         let mixed = window_reverse(&mixed, self.window, size[1], size[2]);
-        let x = x + branch(mixed, self.attention_scale.as_ref());
-        let mixed = self.mlp.forward_t(&self.second_norm.forward(&x), train);
-        (&x + branch(mixed, self.mlp_scale.as_ref()), probabilities)
+        let mixed = scaled(mixed, self.attention_scale.as_ref());
+        let mask = drop_path_mask(&mixed, self.drop_path_rate, train);
+        let (x, normed) = self.second_norm.forward_added(x, mixed, mask.as_ref());
+        let mixed = scaled(self.mlp.forward_t(&normed, train), self.mlp_scale.as_ref());
+        x + drop_path(mixed, self.drop_path_rate, train)
     }
 }
 
 impl Model for GcVit {
     fn forward_features(&self, images: &Tensor, train: bool) -> Tensor {
-        self.pool(&self.encode(images, train, |_, _, _| ()))
+        self.pool(&self.encode(images, train, None))
     }
 
     fn forward_head(&self, features: &Tensor, _train: bool) -> Tensor {
@@ -276,25 +289,27 @@ impl Model for GcVit {
 
     fn attention_maps(&self, images: &Tensor) -> Option<Tensor> {
         let mut last = None;
-        let _ = self.encode(images, false, |l, size, attention| {
-            last = Some(received(&attention.last, self.levels[l].window, size));
-        });
+        let mut see = |l: usize, size, attention: Attention| {
+            last = attention.last.map(|last| received(&last, self.levels[l].window, size));
+        };
+        let _ = self.encode(images, false, Some(&mut see));
         last
     }
 
     /// Where the global queries of each level look, in its last block that has them.
     fn attention_layers(&self, images: &Tensor) -> Vec<(String, Tensor)> {
         let mut levels = Vec::new();
-        let _ = self.encode(images, false, |l, size, attention| {
+        let mut see = |l: usize, size, attention: Attention| {
             let global = attention.global.map(|global| received(&global, self.levels[l].window, size));
             levels.extend(global.map(|maps| (format!("global queries, level {}", l + 1), maps)));
-        });
+        };
+        let _ = self.encode(images, false, Some(&mut see));
         levels
     }
 
     /// The last level's map before the norm.
     fn class_evidence(&self, images: &Tensor) -> ClassEvidence {
-        let features = self.encode(images, false, |_, _, _| ());
+        let features = self.encode(images, false, None);
         let grid = [features.size()[2], features.size()[3]];
         ClassEvidence { logits: self.head.forward(&self.pool(&features)), features, grid }
     }

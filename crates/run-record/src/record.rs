@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the `record.json` layout; a reader refuses a newer one.
-pub const RECORD_FORMAT: u32 = 5;
+pub const RECORD_FORMAT: u32 = 6;
 
 /// [`ResultRow::status`] of a run that reached its last epoch and was tested.
 pub const STATUS_COMPLETE: &str = "complete";
@@ -177,6 +177,10 @@ pub struct RunRecord {
     /// Version of its driver, where that is known. (Not before format 4.)
     #[serde(default)]
     pub driver: Option<String>,
+    /// The instructions that our own operations used on the CPU (`avx512_bf16`, `avx512`, `avx2`, `plain`, or `off`).
+    /// (Not before format 6.)
+    #[serde(default)]
+    pub kernels: Option<String>,
     /// Whether every part of the run was trained with deterministic algorithms only (`--deterministic`). On the CPU
     /// that makes no difference. (Not before format 4.)
     #[serde(default)]
@@ -275,6 +279,7 @@ mod tests {
             cpu: "a processor".into(),
             gpu: Some("a card".into()),
             driver: Some("580.95.05".into()),
+            kernels: Some("avx2".into()),
             deterministic: true,
             skipped_files: 3,
             resumed_from: vec!["epoch-0002".into()],
@@ -283,13 +288,14 @@ mod tests {
         assert_eq!(RunRecord::parse(&text).unwrap(), record);
         let spoiled = text.replacen("\"format\"", "\"formats\"", 1);
         assert!(RunRecord::parse(&spoiled).unwrap_err().contains("formats"));
-        let older = text.replacen("\"format\":5", "\"format\":1", 1);
+        let older = text.replacen("\"format\":6", "\"format\":1", 1);
         let older = older.replacen(",\"skipped_files\":3,\"resumed_from\":[\"epoch-0002\"]", "", 1);
-        let cards = ",\"gpu\":\"a card\",\"driver\":\"580.95.05\",\"deterministic\":true";
+        let cards =
+            ",\"gpu\":\"a card\",\"driver\":\"580.95.05\",\"kernels\":\"avx2\",\"deterministic\":true";
         let older = older.replacen(cards, "", 1);
         let older = RunRecord::parse(&older).unwrap();
         assert_eq!((older.skipped_files, older.gpu, older.deterministic), (0, None, false));
-        let newer = text.replacen("\"format\":5", "\"format\":6,\"another\":3", 1);
-        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 6 is newer"));
+        let newer = text.replacen("\"format\":6", "\"format\":7,\"another\":3", 1);
+        assert!(RunRecord::parse(&newer).unwrap_err().starts_with("format = 7 is newer"));
     }
 }

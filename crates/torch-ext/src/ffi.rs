@@ -1,6 +1,6 @@
 //! The C functions of `torch_ext.cpp`, and how arguments reach them.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::iter;
 
 use tch::{Device, Tensor};
@@ -55,7 +55,7 @@ unsafe extern "C" {
     -> c_int;
     pub(crate) fn torch_ext_foreach_lerp(tensors: Tensors, ends: Tensors, count: usize, weight: f64)
     -> c_int;
-    pub(crate) fn torch_ext_foreach_zero(tensors: Tensors, count: usize) -> c_int;
+    pub(crate) fn torch_ext_clear_grads(tensors: Tensors, count: usize) -> c_int;
     pub(crate) fn torch_ext_clip_grad_norm(
         grads: Tensors,
         count: usize,
@@ -91,6 +91,61 @@ unsafe extern "C" {
     ) -> c_int;
     pub(crate) fn torch_ext_reset_peak(device: c_int) -> c_int;
     pub(crate) fn torch_ext_empty_cache() -> c_int;
+
+    pub(crate) fn torch_ext_kernel_instructions() -> *const c_char;
+    pub(crate) fn torch_ext_is_fast(tensor: *const C_tensor, result: *mut bool) -> c_int;
+    pub(crate) fn torch_ext_gelu(
+        x: *const C_tensor,
+        tanh: bool,
+        drop: f64,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn torch_ext_depthwise(
+        maps: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        top: i64,
+        left: i64,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn torch_ext_gelu_batch_norm(
+        maps: *const C_tensor,
+        tanh: bool,
+        residual: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        running_mean: *const C_tensor,
+        running_var: *const C_tensor,
+        train: bool,
+        momentum: f64,
+        eps: f64,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn torch_ext_layer_norm(
+        x: *const C_tensor,
+        branch: *const C_tensor,
+        factors: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        eps: f64,
+        sum: *mut *mut C_tensor,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn torch_ext_attention(
+        packed: *const C_tensor,
+        query: *const C_tensor,
+        bias: *const C_tensor,
+        heads: i64,
+        drop: f64,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
+
+    pub(crate) fn torch_ext_profile_start() -> c_int;
+    pub(crate) fn torch_ext_profile_read(
+        into: *mut c_void,
+        add: extern "C" fn(*mut c_void, *const c_char, u64, u64),
+    ) -> c_int;
+    pub(crate) fn torch_ext_profile_stop() -> c_int;
 
     pub(crate) fn torch_ext_supports_bf16(device: c_int, supported: *mut bool) -> c_int;
     pub(crate) fn torch_ext_card(

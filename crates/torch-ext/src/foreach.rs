@@ -55,14 +55,15 @@ pub fn foreach_lerp_(tensors: &mut [Tensor], ends: &[Tensor], weight: f64) -> Re
     check(unsafe { ffi::torch_ext_foreach_lerp(list.as_ptr(), ends.as_ptr(), list.len(), weight) })
 }
 
-/// Fills every tensor with zeros.
+/// Takes the gradient of every tensor away, so that the next backward pass leaves its own in their place instead of
+/// adding to zeros (PyTorch's `zero_grad(set_to_none=True)`).
 ///
 /// # Errors
-/// [`TorchExtError::Argument`] when a tensor is undefined, as the gradient of an unused parameter is.
-pub fn foreach_zero_(tensors: &mut [Tensor]) -> Result<(), TorchExtError> {
+/// [`TorchExtError::Argument`] when a tensor is undefined.
+pub fn clear_grads(tensors: &[Tensor]) -> Result<(), TorchExtError> {
     let list = pointers(tensors);
     // SAFETY: `list` has as many pointers to live tensors as is said.
-    check(unsafe { ffi::torch_ext_foreach_zero(list.as_ptr(), list.len()) })
+    check(unsafe { ffi::torch_ext_clear_grads(list.as_ptr(), list.len()) })
 }
 
 /// Scales all gradients by `min(1, max_norm / (norm + 1e-6))`, where `norm` is the 2-norm of all their values
@@ -122,8 +123,6 @@ mod tests {
             assert_eq!(values(&handles), [vec![0.75, -1.0], vec![0.25, 0.5, -0.5]]);
             foreach_lerp_(&mut tensors, &lists(device), 0.25).unwrap();
             assert_eq!(values(&handles), [vec![1.3125, -1.75], vec![0.4375, 0.875, -0.875]]);
-            foreach_zero_(&mut tensors).unwrap();
-            assert_eq!(values(&handles), [vec![0.0; 2], vec![0.0; 3]]);
         }
     }
 
@@ -133,7 +132,7 @@ mod tests {
         foreach_mul_(&mut [], 2.0).unwrap();
         foreach_add_(&mut [], &[], 1.0).unwrap();
         foreach_lerp_(&mut [], &[], 1.0).unwrap();
-        foreach_zero_(&mut []).unwrap();
+        clear_grads(&[]).unwrap();
         assert_eq!(values(&[clip_grad_norm_(&mut [], 1.0).unwrap()]), [[0.0]]);
     }
 
@@ -148,10 +147,23 @@ mod tests {
         };
         assert!(matches!(foreach_add_(&mut lists(device), &swapped(), 1.0), Err(TorchExtError::Torch(_))));
         assert!(matches!(foreach_lerp_(&mut lists(device), &swapped(), 1.0), Err(TorchExtError::Torch(_))));
-        assert!(matches!(foreach_zero_(&mut [Tensor::new()]), Err(TorchExtError::Argument(_))));
+        assert!(matches!(clear_grads(&[Tensor::new()]), Err(TorchExtError::Argument(_))));
         let error = foreach_add_(&mut lists(device), &swapped(), 1.0).unwrap_err();
         // The message alone, in one line and without the places it came through.
         assert!(!error.to_string().contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn a_gradient_that_was_taken_away_is_not_added_to() {
+        for device in test_devices() {
+            let [a, b] = lists(device);
+            for _ in 0..2 {
+                (&a * 3.0).sum(Kind::Float).backward();
+                assert_eq!(values(&[a.grad()]), [[3.0, 3.0]]);
+                clear_grads(&[a.shallow_clone(), b.shallow_clone()]).unwrap();
+                assert!(!a.grad().defined() && !b.grad().defined());
+            }
+        }
     }
 
     #[test]

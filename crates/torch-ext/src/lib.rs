@@ -4,17 +4,24 @@ mod autocast;
 mod device;
 mod ffi;
 mod foreach;
+mod kernels;
 mod memory_format;
 mod optim;
+mod profile;
 mod switches;
 
 pub use autocast::Autocast;
 pub use device::{
     Gpu, MemoryStats, empty_cache, gpu, memory_info, memory_stats, reset_peak, supports_bf16, test_devices,
 };
-pub use foreach::{clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, foreach_zero_};
+pub use foreach::{clear_grads, clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm};
+pub use kernels::{
+    BatchNorm, Gelu, LARGEST_DEPTHWISE, LARGEST_NORM, add_layer_norm, attention, depthwise, gelu,
+    gelu_batch_norm, has_kernels, kernel_instructions, layer_norm, set_kernels,
+};
 pub use memory_format::{channels_last, is_channels_last};
 pub use optim::{Adam, LearningRate, Sgd, fused_adamw_, fused_sgd_};
+pub use profile::{OpTime, Profile};
 pub use switches::{
     Determinism, MatmulPrecision, Switch, determinism, matmul_precision, set_determinism,
     set_matmul_precision,

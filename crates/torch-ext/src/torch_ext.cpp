@@ -1,8 +1,6 @@
 // What tch lacks of libtorch, as C functions for src/ffi.rs.
-//
-// A tensor crosses as torch-sys passes it: a pointer to an at::Tensor that its owner deletes. A fallible
-// function returns a Status; the message of anything but OK is at torch_ext_last_error until the thread's
-// next failure. No exception leaves this file.
+
+#include "shared.h"
 
 #include <ATen/Context.h>
 #include <ATen/DynamicLibrary.h>
@@ -15,22 +13,24 @@
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
-#include <ATen/ops/_foreach_zero.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/headeronly/version.h>
 
+#include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <vector>
 
 static_assert(
@@ -63,35 +63,14 @@ __attribute__((constructor)) static void need_libtorch_cuda() {
 }
 #endif
 
+thread_local std::string torch_ext::last_error;
+
 namespace {
 
 using Tensors = const at::Tensor *const *;
 
-enum Status : int { OK = 0, TORCH = 1, ARGUMENT = 2 };
-
-struct ArgumentError : std::invalid_argument {
-  using std::invalid_argument::invalid_argument;
-};
-
-thread_local std::string last_error;
-
-template <typename F>
-int guarded(F &&f) noexcept {
-  try {
-    f();
-    return OK;
-  } catch (const ArgumentError &error) {
-    last_error = error.what();
-    return ARGUMENT;
-  } catch (const c10::Error &error) {
-    last_error = error.what_without_backtrace();
-  } catch (const std::exception &error) {
-    last_error = error.what();
-  } catch (...) {
-    last_error = "an exception of an unknown type";
-  }
-  return TORCH;
-}
+using torch_ext::ArgumentError;
+using torch_ext::guarded;
 
 // torch-sys's numbers of devices.
 at::Device device_of(int number) {
@@ -196,11 +175,57 @@ at::Tensor to_channels_last(const at::Tensor &tensor) {
   return tensor.to(tensor.options(), /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::ChannelsLast);
 }
 
+using Clock = std::chrono::steady_clock;
+
+// What operations of a thread took.
+struct Profile {
+  struct Op {
+    uint64_t calls = 0;
+    Clock::duration time{0};
+  };
+
+  at::CallbackHandle handle = 0;
+  std::unordered_map<std::string, Op> ops;
+  // The innermost operation that runs.
+  struct Frame *innermost = nullptr;
+};
+
+struct Frame : at::ObserverContext {
+  Clock::time_point begin;
+  Clock::duration called{0};
+  Frame *outer = nullptr;
+};
+
+thread_local std::unique_ptr<Profile> profile;
+
+std::unique_ptr<at::ObserverContext> op_begins(const at::RecordFunction &) {
+  auto frame = std::make_unique<Frame>();
+  if (profile) {
+    frame->outer = profile->innermost;
+    profile->innermost = frame.get();
+  }
+  frame->begin = Clock::now();
+  return frame;
+}
+
+void op_ends(const at::RecordFunction &op, at::ObserverContext *context) {
+  const auto *const frame = static_cast<Frame *>(context);
+  if (!profile)
+    return;
+  const auto time = Clock::now() - frame->begin;
+  auto &entry = profile->ops[op.name()];
+  ++entry.calls;
+  entry.time += time - frame->called;
+  profile->innermost = frame->outer;
+  if (frame->outer)
+    frame->outer->called += time;
+}
+
 } // namespace
 
 extern "C" {
 
-const char *torch_ext_last_error() noexcept { return last_error.c_str(); }
+const char *torch_ext_last_error() noexcept { return torch_ext::last_error.c_str(); }
 
 int torch_ext_fused_adamw(
     Tensors params_, Tensors grads_, Tensors exp_avgs_, Tensors exp_avg_sqs_, size_t count,
@@ -294,12 +319,10 @@ int torch_ext_foreach_lerp(Tensors tensors, Tensors ends, size_t count, double w
   });
 }
 
-int torch_ext_foreach_zero(Tensors tensors, size_t count) noexcept {
+int torch_ext_clear_grads(Tensors tensors, size_t count) noexcept {
   return guarded([&] {
-    if (count == 0)
-      return;
-    at::NoGradGuard no_grad;
-    at::_foreach_zero_(list("tensors", tensors, count));
+    for (const auto &tensor : list("tensors", tensors, count))
+      tensor.mutable_grad() = at::Tensor();
   });
 }
 
@@ -481,6 +504,32 @@ int torch_ext_empty_cache() noexcept {
     auto *const allocator = c10::getDeviceAllocator(at::kCUDA);
     if (allocator->initialized())
       allocator->emptyCache();
+  });
+}
+
+int torch_ext_profile_start() noexcept {
+  return guarded([&] {
+    if (profile)
+      throw ArgumentError("this thread is measured already");
+    profile = std::make_unique<Profile>();
+    profile->handle = at::addThreadLocalCallback(
+        at::RecordFunctionCallback(op_begins, op_ends)
+            .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION, at::RecordScope::USER_SCOPE}));
+  });
+}
+
+int torch_ext_profile_read(
+    void *into, void (*add)(void *into, const char *name, uint64_t calls, uint64_t nanoseconds)) noexcept {
+  return guarded([&] {
+    for (const auto &[name, op] : profile->ops)
+      add(into, name.c_str(), op.calls, std::chrono::nanoseconds(op.time).count());
+  });
+}
+
+int torch_ext_profile_stop() noexcept {
+  return guarded([&] {
+    at::removeCallback(profile->handle);
+    profile.reset();
   });
 }
 

@@ -63,6 +63,7 @@ fn main() -> Result<(), Error> {
             gpu: None,
             threads: 1,
             cpu: machine::cpu(),
+            kernels: None,
             libtorch: environment::LIBTORCH.to_owned(),
         },
         saving: Saving::default(),

@@ -7,6 +7,7 @@ pub mod forward;
 pub mod init;
 pub mod inspect;
 pub mod list;
+pub mod measure;
 pub mod predict;
 pub mod summary;
 pub mod train;
@@ -59,6 +60,9 @@ pub struct RecipeArgs {
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Compute with libtorch's operations alone, which is slower, and none of our own.
+    #[arg(long)]
+    pub no_kernels: bool,
 }
 
 /// Where the data is.
@@ -75,6 +79,7 @@ pub struct DataArgs {
 impl RecipeArgs {
     /// The recipe.
     pub fn resolve(&self, root: &Path) -> Result<Resolved, Error> {
+        torch_ext::set_kernels(!self.no_kernels);
         match (&self.recipe, &self.preset, self.model.as_deref()) {
             (Some(file), _, model) => recipes::from_file(file, model, &self.sets),
             (None, Some(preset), Some(model)) => recipes::from_preset(root, preset, model, &self.sets),

@@ -8,7 +8,9 @@ use clap::{Parser, Subcommand};
 use trainer::process::progress::{note, show};
 use trainer::{Error, error, process::signals};
 
-use commands::{device, evaluate, explain, forward, init, inspect, list, predict, summary, train, verify};
+use commands::{
+    device, evaluate, explain, forward, init, inspect, list, measure, predict, summary, train, verify,
+};
 
 // libtorch allocates and frees large blocks every step, which the C library's allocator hands back
 // to the kernel each time. With its `override` feature, mimalloc serves libtorch's C++ too.
@@ -35,6 +37,11 @@ enum Command {
         after_help = "Example: trainer evaluate --weights results/runs/convmixer_reference--quick--s0/last.safetensors"
     )]
     Evaluate(evaluate::Args),
+    /// Measure how fast a network trains or answers, on made-up pictures.
+    #[command(
+        after_help = "Example: trainer measure --model cct_reference --preset reference --precision bf16 --profile"
+    )]
+    Measure(measure::Args),
     /// Say what a network sees in pictures.
     #[command(
         after_help = "Examples: trainer predict photo.jpg\n          find photos -name '*.jpg' | trainer predict --format json -"
@@ -107,6 +114,7 @@ fn main() -> ExitCode {
     let _ = signals::survive_file_limit();
     let outcome = std::panic::catch_unwind(|| match Cli::try_parse() {
         Ok(Cli { command: Command::Train(args) }) => train::run(args),
+        Ok(Cli { command: Command::Measure(args) }) => measure::run(&args),
         Ok(Cli { command: Command::Evaluate(args) }) => evaluate::run(&args),
         Ok(Cli { command: Command::Predict(args) }) => predict::run(&args),
         Ok(Cli { command: Command::Verify(args) }) => verify::run(&args),

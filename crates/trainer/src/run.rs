@@ -6,6 +6,7 @@ pub mod directory;
 pub mod evaluate;
 pub mod fit;
 pub mod keeper;
+pub mod measure;
 pub mod outline;
 pub mod plan;
 pub mod recipes;

@@ -97,11 +97,14 @@ impl Vit {
     fn encode(&self, images: &Tensor, train: bool, mut probabilities: Option<&mut Vec<Tensor>>) -> Tensor {
         let mut x = self.tokens(images);
         for block in &self.blocks {
-            let (y, attention) = block.forward_t(&x, train);
-            x = y;
-            if let Some(all) = probabilities.as_deref_mut() {
-                all.push(attention);
-            }
+            x = match probabilities.as_deref_mut() {
+                None => block.forward_t(&x, train),
+                Some(all) => {
+                    let (y, attention) = block.with_probabilities(&x, train);
+                    all.push(attention);
+                    y
+                }
+            };
         }
         x
     }
@@ -190,9 +193,9 @@ impl Model for Vit {
         let tokens = self.tokens(images);
         let (features, encoded) = match self.blocks.split_last() {
             Some((last, first)) => {
-                let x = first.iter().fold(tokens, |x, block| block.forward_t(&x, false).0);
+                let x = first.iter().fold(tokens, |x, block| block.forward_t(&x, false));
                 let normed = last.norm(&x);
-                let (encoded, _) = last.forward_normed(&x, &normed, false);
+                let encoded = last.forward_normed(&x, &normed, false);
                 (normed, encoded)
             }
             None => (tokens.shallow_clone(), tokens),

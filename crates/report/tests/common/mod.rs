@@ -56,6 +56,7 @@ pub fn record(name: &str, seed: u64, top1: f64) -> RunRecord {
         cpu: String::new(),
         gpu: None,
         driver: None,
+        kernels: None,
         deterministic: false,
         skipped_files: 0,
         resumed_from: Vec::new(),

@@ -7,7 +7,7 @@ use run_record::{Algorithm, OptimizerRecipe};
 use tch::nn::VarStore;
 use tch::{Kind, TchError, Tensor, no_grad};
 use torch_ext::{
-    Adam, Sgd, clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, foreach_zero_,
+    Adam, Sgd, clear_grads, clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm,
     fused_adamw_, fused_sgd_,
 };
 
@@ -119,19 +119,13 @@ impl Optimizer {
         Ok(Self { algorithm, steps: 0, groups: groups.into_values().collect() })
     }
 
-    /// Fills every gradient there is with zeros.
+    /// Takes the gradients away: the next ones take their place.
     ///
     /// # Errors
     /// libtorch's refusal.
     pub fn zero_grad(&mut self) -> Result<(), Error> {
-        let mut grads = Vec::new();
-        for slot in self.groups.iter().flat_map(|group| &group.slots) {
-            let grad = slot.tensor.f_grad()?;
-            if grad.defined() {
-                grads.push(grad);
-            }
-        }
-        Ok(foreach_zero_(&mut grads)?)
+        let slots = self.groups.iter().flat_map(|group| &group.slots);
+        Ok(clear_grads(&slots.map(|slot| slot.tensor.shallow_clone()).collect::<Vec<_>>())?)
     }
 
     /// One update along the gradients there are, at the schedule's rate `lr`. With `clip_grad`, gradients whose 2-norm

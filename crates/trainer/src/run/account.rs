@@ -75,6 +75,7 @@ pub fn new_record(request: &Request, plan: &Plan, source: &Source) -> Result<Run
         cpu: machine::cpu(),
         driver: card.as_ref().and_then(|card| card.driver.clone()),
         gpu: card.map(|card| card.name),
+        kernels: (request.device == tch::Device::Cpu).then(torch_ext::kernel_instructions),
         deterministic: request.deterministic && deterministic,
         skipped_files: source.skipped.len(),
         resumed_from,

@@ -258,7 +258,7 @@ fn try_steps(plan: &Plan, request: &Request, outline: &Outline, stop: &Stop) -> 
 }
 
 /// Side of the images as they are stored, in pixels.
-fn stored_side(recipe: &Recipe) -> i64 {
+pub fn stored_side(recipe: &Recipe) -> i64 {
     const CIFAR: i64 = 32;
     recipe.folder.as_ref().map_or(CIFAR, |folder| folder.stored_size.into())
 }

@@ -105,15 +105,19 @@ pub struct Machine {
     pub threads: i32,
     /// Processor model.
     pub cpu: String,
+    /// The instructions of our own operations, on the CPU.
+    #[serde(default)]
+    pub kernels: Option<String>,
     /// libtorch's version.
     pub libtorch: String,
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, gpu, threads, cpu, libtorch } = self;
+        let Self { device, gpu, threads, cpu, kernels, libtorch } = self;
         let gpu = gpu.as_deref().map_or(String::new(), |gpu| format!(" ({gpu})"));
-        write!(f, "{device}{gpu}, {threads} threads, {cpu}, libtorch {libtorch}")
+        let kernels = kernels.as_deref().map_or(String::new(), |kernels| format!(", kernels {kernels}"));
+        write!(f, "{device}{gpu}, {threads} threads, {cpu}{kernels}, libtorch {libtorch}")
     }
 }
 

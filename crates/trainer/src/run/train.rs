@@ -8,6 +8,7 @@ use image::RgbImage;
 use run_record::layout::{CLASSES, HISTORY, RECIPE, TENSORBOARD};
 use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, grouped, machine, sha256_file, to_csv};
 use serde_json::json;
+use tch::Device;
 use tch::nn::VarStore;
 
 use crate::data::presentation::Presentation;
@@ -293,6 +294,7 @@ fn keeper<'a>(
             gpu: torch_ext::gpu(*device)?.map(|card| card.name),
             threads: tch::get_num_threads(),
             cpu: machine::cpu(),
+            kernels: (*device == Device::Cpu).then(torch_ext::kernel_instructions),
             libtorch: environment::LIBTORCH.to_owned(),
         },
         saving: *saving,
