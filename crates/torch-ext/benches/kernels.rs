@@ -35,27 +35,46 @@ fn kernels(c: &mut Criterion) {
     for kind in [Kind::Float, Kind::BFloat16] {
         // ViT: 64 images, 4 heads, 145 tokens, 16 channels.
         let packed = [leaf(&[64, 145, 3 * 64], kind)];
-        compare(c, "attention", &packed, &|x| attention(&x[0], None, None, 4, 0.0).unwrap(), &|x| {
-            let heads = x[0].reshape([64, 145, 3, 4, 16]).permute([2, 0, 3, 1, 4]);
-            let [q, k, v] = [0, 1, 2].map(|part| heads.select(0, part));
-            let scores = (q * 0.25).matmul(&k.transpose(-2, -1));
-            scores.softmax(-1, kind).matmul(&v).transpose(1, 2).flatten(2, 3)
-        });
+        compare(
+            c,
+            "attention",
+            &packed,
+            &|x| attention(&x[0], None, None, 4, 0.0).expect("the tensors fit each other"),
+            &|x| {
+                let heads = x[0].reshape([64, 145, 3, 4, 16]).permute([2, 0, 3, 1, 4]);
+                let [q, k, v] = [0, 1, 2].map(|part| heads.select(0, part));
+                let scores = (q * 0.25).matmul(&k.transpose(-2, -1));
+                scores.softmax(-1, kind).matmul(&v).transpose(1, 2).flatten(2, 3)
+            },
+        );
         let tokens = [leaf(&[64, 145, 128], kind)];
-        compare(c, "gelu", &tokens, &|x| gelu(&x[0], Gelu::Erf, 0.0).unwrap(), &|x| x[0].gelu("none"));
+        compare(
+            c,
+            "gelu",
+            &tokens,
+            &|x| gelu(&x[0], Gelu::Erf, 0.0).expect("the tensors fit each other"),
+            &|x| x[0].gelu("none"),
+        );
         let (weight, bias) = (leaf(&[128], Kind::Float), leaf(&[128], Kind::Float));
         let narrow = [weight.to_kind(kind), bias.to_kind(kind)];
-        compare(c, "layer norm", &tokens, &|x| layer_norm(&x[0], &weight, &bias, 1e-6).unwrap(), &|x| {
-            x[0].layer_norm([128], Some(&narrow[0]), Some(&narrow[1]), 1e-6, true)
-        });
+        compare(
+            c,
+            "layer norm",
+            &tokens,
+            &|x| layer_norm(&x[0], &weight, &bias, 1e-6).expect("the tensors fit each other"),
+            &|x| x[0].layer_norm([128], Some(&narrow[0]), Some(&narrow[1]), 1e-6, true),
+        );
         // ConvMixer: 16 images, 256 channels, 16×16 pixels, kernels of 5×5.
-        let maps = channels_last(&leaf(&[16, 256, 16, 16], kind)).unwrap().detach().set_requires_grad(true);
+        let maps = channels_last(&leaf(&[16, 256, 16, 16], kind))
+            .expect("the tensors fit each other")
+            .detach()
+            .set_requires_grad(true);
         let inputs = [maps.shallow_clone(), leaf(&[256, 1, 5, 5], kind)];
         compare(
             c,
             "depthwise convolution",
             &inputs,
-            &|x| depthwise(&x[0], &x[1], None, [2, 2]).unwrap(),
+            &|x| depthwise(&x[0], &x[1], None, [2, 2]).expect("the tensors fit each other"),
             &|x| x[0].conv2d(&x[1], None::<&Tensor>, 1, 2, 1, 256),
         );
         let [weight, bias, running_mean, running_var] =
@@ -65,7 +84,7 @@ fn kernels(c: &mut Criterion) {
             c,
             "batch norm of gelu",
             &[maps],
-            &|x| gelu_batch_norm(&x[0], Gelu::Erf, None, norm, true).unwrap(),
+            &|x| gelu_batch_norm(&x[0], Gelu::Erf, None, norm, true).expect("the tensors fit each other"),
             &|x| {
                 let (weight, bias) = (Some(weight), Some(bias));
                 let (mean, var) = (Some(running_mean), Some(running_var));
