@@ -104,7 +104,7 @@ impl MultiHeadAttention {
         debug_assert_eq!(query.is_some(), self.external_query, "a query if and only if it is external");
         let packed = self.qkv.forward(tokens);
         if !has_kernels(&packed) {
-            return self.with_probabilities(tokens, query, bias, train).0;
+            return self.explicit(&packed, query, bias, train).0;
         }
         let drop = if train { self.attn_drop } else { 0.0 };
         let query = query.map(|query| query.to_kind(packed.kind()));
@@ -121,8 +121,19 @@ impl MultiHeadAttention {
         bias: Option<&Tensor>,
         train: bool,
     ) -> (Tensor, Tensor) {
+        self.explicit(&self.qkv.forward(tokens), query, bias, train)
+    }
+
+    /// What projected tokens `[B, N, parts of h·d]` come to, by products of whole matrices.
+    fn explicit(
+        &self,
+        packed: &Tensor,
+        query: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        train: bool,
+    ) -> (Tensor, Tensor) {
         let parts = if query.is_some() { 2 } else { 3 };
-        let projected = self.qkv.forward(tokens).chunk(parts, -1); // parts x [B, N, h·d]
+        let projected = packed.chunk(parts, -1); // parts x [B, N, h·d]
         let mut heads: Vec<Tensor> = projected.iter().map(|x| split_heads(x, self.num_heads)).collect();
         if let Some(query) = query {
             heads.insert(0, query.shallow_clone());
@@ -203,5 +214,30 @@ mod tests {
         let (difference, largest) = ((&z - &y).abs().max(), y.abs().max());
         let (difference, largest) = (difference.double_value(&[]), largest.double_value(&[]));
         assert!(difference < 1e-5 * largest.max(1.0), "{difference} {largest}");
+    }
+
+    #[test]
+    fn tokens_are_projected_once_with_kernels_and_without() {
+        for half in [false, true] {
+            let vs = nn::VarStore::new(Device::Cpu);
+            let config = AttentionConfig {
+                dim: 8,
+                num_heads: 2,
+                head_dim: 4,
+                qkv_bias: true,
+                external_query: false,
+                attn_drop: 0.0,
+                qkv_init: Init::Ones,
+                proj_init: Init::Ones,
+                bias_init: Init::Zeros,
+            };
+            let attention = MultiHeadAttention::new(&vs.root(), config).unwrap();
+            let x = Tensor::ones([1, 3, 8], (Kind::Float, Device::Cpu));
+            // For f16 there are none.
+            let _guard = half.then(|| torch_ext::Autocast::enter(Device::Cpu, Kind::Half).unwrap());
+            let (_, steps) = trace::record(|| attention.forward_t(&x, None, None, false));
+            let kinds: Vec<_> = steps.iter().map(|step| (step.kind, step.macs)).collect();
+            assert_eq!(kinds, [("Linear", 576), ("Attention", 144), ("Linear", 192)], "half: {half}");
+        }
     }
 }

@@ -68,12 +68,22 @@ void parallel(int64_t count, int64_t grain, const F &f) {
       std::max<int64_t>(grain, 1));
 }
 
+// The kind that autocast computes in on the CPU, if it is on.
+std::optional<at::ScalarType> autocast_kind() {
+  return at::autocast::is_autocast_enabled(at::kCPU) ? std::optional(at::autocast::get_autocast_dtype(at::kCPU))
+                                                     : std::nullopt;
+}
+
+// No kernel computes in f16, whether that is a tensor's kind or autocast's.
 bool is_fast(const Tensor &tensor) {
-  return tensor.is_cpu() && tensor.layout() == at::kStrided &&
+  return tensor.is_cpu() && autocast_kind().value_or(at::kBFloat16) == at::kBFloat16 && tensor.layout() == at::kStrided &&
          (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16);
 }
 
 Element element(const Tensor &tensor) { return tensor.scalar_type() == at::kFloat ? Element::F32 : Element::BF16; }
+
+// The f32 numbers of a tensor, or null for none.
+const float *numbers(const Tensor &tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
 
 std::optional<Tensor> optional(const Tensor *tensor) {
   return tensor ? std::optional<Tensor>(*tensor) : std::nullopt;
@@ -84,8 +94,11 @@ void require(bool condition, const char *problem) {
     throw ArgumentError(problem);
 }
 
-// Two keys of a draw of dropout, by libtorch's generator.
-int64_t draw_keys() {
+// Two keys of a draw of dropout at a rate, by libtorch's generator.
+int64_t draw_keys(double rate) {
+  require(rate >= 0 && rate < 1, "dropout: the rate must be 0 or more and less than 1");
+  if (rate == 0)
+    return 0;
   auto generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
   return static_cast<int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64());
@@ -175,7 +188,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
                       : heads_in(packed, 0, channels);
     args.k = heads_in(packed, external ? 0 : inner, channels);
     args.v = heads_in(packed, external ? inner : 2 * inner, channels);
-    args.bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
+    args.bias = numbers(bias);
     return args;
   }
 
@@ -259,8 +272,6 @@ Tensor empty_maps(const Tensor &like) {
   return at::empty(like.sizes(), like.options().memory_format(at::MemoryFormat::ChannelsLast));
 }
 
-const float *numbers(const Tensor &tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
-
 struct DepthwiseFunction : torch::autograd::Function<DepthwiseFunction> {
   static DepthwiseArgs
   arguments(const Tensor &x, const Tensor &weight, const Tensor &bias, int64_t top, int64_t left) {
@@ -335,16 +346,14 @@ struct DepthwiseFunction : torch::autograd::Function<DepthwiseFunction> {
 // Parts that sums over pixels are made of, whatever the number of threads.
 constexpr int64_t PIXEL_CHUNKS = 64;
 
-// Sums over all pixels, [2, channels] in f64.
+// Two sums for each channel over all pixels, [2, channels] in f64; f(begin, end, to) writes those of a range.
 template <class F>
-Tensor pixel_sums(int64_t pixels, const BatchNormArgs &args, const Tensor &x, const F &sums_of) {
-  auto sums = at::empty({PIXEL_CHUNKS, 2, args.channels}, x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
+Tensor pixel_sums(int64_t pixels, int64_t channels, const F &f) {
+  auto sums = at::empty({PIXEL_CHUNKS, 2, channels}, at::kFloat);
   auto *const to = sums.mutable_data_ptr<float>();
-  parallel(PIXEL_CHUNKS, pixels * args.channels < BLOCK ? PIXEL_CHUNKS : 1, [&](int64_t begin, int64_t end) {
+  parallel(PIXEL_CHUNKS, pixels * channels < BLOCK ? PIXEL_CHUNKS : 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk)
-      sums_of(
-          element(x), args, pixels * chunk / PIXEL_CHUNKS, pixels * (chunk + 1) / PIXEL_CHUNKS,
-          to + chunk * 2 * args.channels);
+      f(pixels * chunk / PIXEL_CHUNKS, pixels * (chunk + 1) / PIXEL_CHUNKS, to + chunk * 2 * channels);
   });
   return sums.sum(0, /*keepdim=*/false, at::kDouble);
 }
@@ -367,7 +376,9 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
     if (train) {
       // The differences from a mean that is nearly right are small, and so is what their squares lose.
       args.mean = numbers(running_mean);
-      const auto sums = pixel_sums(pixels, args, x, kernels().batch_norm_sums) / pixels;
+      const auto sums = pixel_sums(pixels, channels, [&](int64_t begin, int64_t end, float *to) {
+        kernels().batch_norm_sums(element(x), args, begin, end, to);
+      }) / pixels;
       mean = (running_mean + sums[0]).to(at::kFloat);
       const auto biased = (sums[1] - sums[0] * sums[0]).clamp_min(0);
       var = biased.to(at::kFloat);
@@ -407,7 +418,9 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
     args.inverse = numbers(inverse);
     args.weight = numbers(weight);
     args.grad = grad.const_data_ptr();
-    const auto sums = pixel_sums(pixels, args, x, kernels().batch_norm_grad_sums);
+    const auto sums = pixel_sums(pixels, channels, [&](int64_t begin, int64_t end, float *to) {
+      kernels().batch_norm_grad_sums(element(x), args, begin, end, to);
+    });
     const auto grad_bias = sums[0].to(at::kFloat), grad_weight = sums[1].to(at::kFloat);
     Tensor out;
     if (context->needs_input_grad(0)) {
@@ -497,23 +510,14 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
     args.grad_sum = beside.defined() ? beside.const_data_ptr() : nullptr;
     args.grad_x = grad_x.mutable_data_ptr();
     args.grad_branch = has_branch ? grad_branch.mutable_data_ptr() : nullptr;
-    auto sums = at::empty({PIXEL_CHUNKS, 2, channels}, x.options().dtype(at::kFloat));
-    auto *const to = sums.mutable_data_ptr<float>();
     const auto all = kinds(x, grad_branch, kind);
-    parallel(PIXEL_CHUNKS, rows * channels < BLOCK ? PIXEL_CHUNKS : 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk)
-        kernels().layer_norm_backward(
-            all, args, rows * chunk / PIXEL_CHUNKS, rows * (chunk + 1) / PIXEL_CHUNKS, to + chunk * 2 * channels);
+    const auto sums = pixel_sums(rows, channels, [&](int64_t begin, int64_t end, float *to) {
+      kernels().layer_norm_backward(all, args, begin, end, to);
     });
-    const auto weights = sums.sum(0);
+    const auto weights = sums.to(at::kFloat);
     return {grad_x, grad_branch, Tensor(), weights[0], weights[1], Tensor(), Tensor()};
   }
 };
-
-// Under autocast, what convolutions and matrix products compute in.
-Tensor narrowed(const Tensor &x) {
-  return at::autocast::is_autocast_enabled(at::kCPU) ? x.to(at::autocast::get_autocast_dtype(at::kCPU)) : x;
-}
 
 } // namespace
 
@@ -529,7 +533,7 @@ int torch_ext_gelu(const Tensor *x, bool tanh, double drop, Tensor **result) noe
   return guarded([&] {
     require(is_fast(*x), "gelu: x must be f32 or bf16 on the CPU");
     const auto form = static_cast<int64_t>(tanh ? Gelu::TANH : Gelu::ERF);
-    *result = new Tensor(GeluFunction::apply(*x, form, drop, drop > 0 ? draw_keys() : 0));
+    *result = new Tensor(GeluFunction::apply(*x, form, drop, draw_keys(drop)));
   });
 }
 
@@ -548,7 +552,8 @@ int torch_ext_depthwise(
         top >= 0 && left >= 0 && top < weight->size(2) && left < weight->size(2),
         "depthwise: there must be fewer zeros than the kernel is wide");
     require(!bias || (is_fast(*bias) && bias->sizes() == at::IntArrayRef({maps->size(1)})), "depthwise: bias must be [C]");
-    *result = new Tensor(DepthwiseFunction::apply(narrowed(*maps), *weight, optional(bias), top, left));
+    *result = new Tensor(DepthwiseFunction::apply(
+        maps->to(autocast_kind().value_or(maps->scalar_type())), *weight, optional(bias), top, left));
   });
 }
 
@@ -590,7 +595,7 @@ int torch_ext_layer_norm(
     require(
         !factors || (branch && factors->is_cpu() && factors->numel() == x->size(0)),
         "layer norm: there must be a factor for each image's branch");
-    const auto kind = at::autocast::is_autocast_enabled(at::kCPU) ? at::autocast::get_autocast_dtype(at::kCPU) : x->scalar_type();
+    const auto kind = autocast_kind().value_or(x->scalar_type());
     // A sum has the wider kind of its summands.
     const auto wide = branch && branch->scalar_type() == at::kFloat ? x->to(at::kFloat) : *x;
     const auto outputs = LayerNormFunction::apply(
@@ -619,7 +624,7 @@ int torch_ext_attention(
         !bias || (bias->is_cpu() && bias->sizes() == at::IntArrayRef({1, heads, queries, packed->size(1)})),
         "attention: the bias must be [1, h, N, M]");
     *result = new Tensor(AttentionFunction::apply(
-        *packed, optional(query), optional(bias), heads, drop, drop > 0 ? draw_keys() : 0));
+        *packed, optional(query), optional(bias), heads, drop, draw_keys(drop)));
   });
 }
 

@@ -1,5 +1,7 @@
 //! Kernels against libtorch in f64: values and gradients.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use tch::{Device, Kind, Tensor};
 use torch_ext::{
     Autocast, BatchNorm, Gelu, add_layer_norm, attention, depthwise, gelu, gelu_batch_norm, layer_norm,
@@ -14,10 +16,26 @@ fn difference(got: &Tensor, want: &Tensor) -> f64 {
     (got.to_kind(Kind::Double) - want).abs().max().double_value(&[]) / largest
 }
 
-/// Numbers that bf16 holds exactly, so that all kinds start from the same.
-fn numbers(shape: &[i64], seed: i64) -> Tensor {
-    tch::manual_seed(seed);
-    Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16).to_kind(Kind::Double)
+/// Of the tests that seed libtorch's generator, which all share, one runs at a time. Others draw nothing from it.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+fn generator() -> MutexGuard<'static, ()> {
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Numbers of a mean of 0 and a variance of 1 that bf16 holds exactly, so that all kinds start from the same.
+fn numbers(shape: &[i64], seed: u64) -> Tensor {
+    let count = shape.iter().product::<i64>() as u64;
+    let uniform = |n: u64| {
+        // SplitMix64 (Steele et al. 2014).
+        let mut z = (n + (seed << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32 - 0.5
+    };
+    // The sum of twelve is nearly normal.
+    let values: Vec<f32> = (0..count).map(|i| (0..12).map(|j| uniform(12 * i + j)).sum()).collect();
+    Tensor::from_slice(&values).reshape(shape).to_kind(Kind::BFloat16).to_kind(Kind::Double)
 }
 
 /// Value and gradients of a function of `inputs` in a kind; the gradient of its output is `grad`.
@@ -73,7 +91,7 @@ fn gelus_and_their_slopes_are_those_of_f64() {
 
 #[test]
 fn a_gelu_of_other_strides_is_the_same() {
-    let x = Tensor::randn([4, 6, 5], (Kind::Float, Device::Cpu));
+    let x = numbers(&[4, 6, 5], 1).to_kind(Kind::Float);
     for view in [x.transpose(0, 2), x.narrow(2, 1, 3)] {
         let found =
             difference(&gelu(&view, Gelu::Erf, 0.0).unwrap(), &view.to_kind(Kind::Double).gelu("none"));
@@ -132,8 +150,9 @@ fn attention_and_its_gradients_are_those_of_f64() {
 
 #[test]
 fn images_and_threads_do_not_mix() {
-    let packed = Tensor::randn([40, 30, 3 * 2 * 8], (Kind::Float, Device::Cpu));
-    let bias = Tensor::randn([1, 2, 30, 30], (Kind::Float, Device::Cpu));
+    let _alone = generator();
+    let packed = numbers(&[40, 30, 3 * 2 * 8], 1).to_kind(Kind::Float);
+    let bias = numbers(&[1, 2, 30, 30], 2).to_kind(Kind::Float);
     let run = |threads| {
         tch::set_num_threads(threads);
         tch::manual_seed(1);
@@ -150,6 +169,7 @@ fn images_and_threads_do_not_mix() {
 
 #[test]
 fn dropout_drops_its_share_and_the_backward_pass_the_same() {
+    let _alone = generator();
     tch::manual_seed(2);
     let x = Tensor::full([200, 500], 3.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let y = gelu(&x, Gelu::Tanh, 0.3).unwrap();
@@ -177,6 +197,7 @@ fn dropout_drops_its_share_and_the_backward_pass_the_same() {
 
 #[test]
 fn dropout_of_attention_is_unbiased_and_has_the_gradient_of_what_it_kept() {
+    let _alone = generator();
     // With values of one, an output is the sum of the probabilities that were kept.
     let (images, tokens) = (64, 33);
     let mut packed = numbers(&[images, tokens, 3 * 2 * 8], 7);
@@ -336,7 +357,7 @@ fn layer_norms_and_sums_before_them_are_those_of_f64() {
 #[test]
 fn under_autocast_a_norm_is_narrow_and_the_sum_before_it_is_not() {
     let f32s = (Kind::Float, Device::Cpu);
-    let x = Tensor::randn([2, 3, 32], f32s).set_requires_grad(true);
+    let x = numbers(&[2, 3, 32], 1).to_kind(Kind::Float).set_requires_grad(true);
     let (weight, bias) = (Tensor::ones([32], f32s), Tensor::zeros([32], f32s));
     let branch = x.detach().to_kind(Kind::BFloat16).set_requires_grad(true);
     let [sum, normed] = {
@@ -356,6 +377,9 @@ fn under_autocast_a_norm_is_narrow_and_the_sum_before_it_is_not() {
 fn what_does_not_fit_is_an_error() {
     let f32s = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
     assert!(gelu(&Tensor::zeros([2], F64), Gelu::Erf, 0.0).is_err());
+    for rate in [-0.1, 1.0, f64::NAN] {
+        assert!(gelu(&f32s(&[2]), Gelu::Erf, rate).is_err(), "{rate}");
+    }
     for (packed, query, bias, heads) in [
         (f32s(&[2, 12]), None, None, 2),
         (f32s(&[1, 2, 12]), None, None, 5),

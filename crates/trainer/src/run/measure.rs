@@ -184,8 +184,9 @@ impl Bench {
                 let started = Instant::now();
                 let Some(shown) = batches.next() else { break };
                 let ready = started.elapsed().as_secs_f64();
-                let (loss, logits) = update(network, &recipe.train, self.precision, state, &shown?, 1e-4)?;
-                state.sums.add(&loss, &logits, &logits.f_argmax(1, false)?)?;
+                let shown = shown?;
+                let (loss, logits) = update(network, &recipe.train, self.precision, state, &shown, 1e-4)?;
+                state.sums.add(&loss, &logits, &shown.labels)?;
                 let _ = loss.f_double_value(&[])?; // waits for the device
                 if !each([ready, started.elapsed().as_secs_f64() - ready])? {
                     return Ok(());
