@@ -115,6 +115,7 @@ for model in $MODELS; do
     runs=$SCRATCH/$model-$precision
     train "$model" "$runs-1" --precision $precision --deterministic
     train "$model" "$runs-2" --precision $precision --deterministic
+    train "$model" "$runs-4" --precision $precision --deterministic --no-graphs
     # Killed as soon as there is a checkpoint inside the epoch.
     # shellcheck disable=SC2086
     "${TRAINER[@]}" train --model "$model" $RECIPE --out "$runs-3" --precision $precision --deterministic \
@@ -125,12 +126,26 @@ for model in $MODELS; do
     wait $child 2>/dev/null
     train "$model" "$runs-3" --precision $precision --deterministic --checkpoint-steps 2
     if ! same "$runs-1" "$runs-2"; then wrong "$model $precision: two deterministic runs differ"; fi
+    if ! same "$runs-1" "$runs-4"; then wrong "$model $precision: it ends otherwise without CUDA graphs"; fi
     if ! same "$runs-1" "$runs-3"; then wrong "$model $precision: a run that was killed ends otherwise"; fi
     from=$(sed -n '/"resumed_from": \[$/{n;s/^ *//p}' "$runs-3/record.json")
     [ -n "$from" ] || wrong "$model $precision: it was too fast to be killed"
     same "$runs" "$runs-1" && chance=" (as without)" || chance=""
     echo "$model $precision: $(field images_per_second "$runs-1") images/s with --deterministic," \
       "$(field images_per_second "$runs") without$chance; went on from $from"
+  done
+done
+
+echo "== speed, with CUDA graphs and without"
+for model in $MODELS; do
+  for precision in f32 tf32 bf16; do
+    for graphs in "" --no-graphs; do
+      # shellcheck disable=SC2086
+      "${TRAINER[@]}" measure --model "$model" --preset reference --device "$DEVICE" --precision $precision $graphs \
+        --seconds 2 >"$SCRATCH/speed" 2>&1 || wrong "$model $precision $graphs: measure ends with $?"
+      echo "$(head -1 "$SCRATCH/speed") $graphs"
+      [ "$(wc -l <"$SCRATCH/speed")" = 3 ] || wrong "measure says more: $(cat "$SCRATCH/speed")"
+    done
   done
 done
 

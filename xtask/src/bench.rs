@@ -73,12 +73,17 @@ impl Work {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Precision {
     F32,
+    Tf32,
     Bf16,
 }
 
 impl Precision {
     fn name(self) -> &'static str {
-        if self == Self::F32 { "f32" } else { "bf16" }
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
     }
 }
 

@@ -55,7 +55,7 @@ unsafe extern "C" {
     -> c_int;
     pub(crate) fn torch_ext_foreach_lerp(tensors: Tensors, ends: Tensors, count: usize, weight: f64)
     -> c_int;
-    pub(crate) fn torch_ext_clear_grads(tensors: Tensors, count: usize) -> c_int;
+    pub(crate) fn torch_ext_set_grads(tensors: Tensors, grads: Tensors, count: usize) -> c_int;
     pub(crate) fn torch_ext_clip_grad_norm(
         grads: Tensors,
         count: usize,
@@ -74,6 +74,12 @@ unsafe extern "C" {
         old_dtype: *mut c_int,
     ) -> c_int;
     pub(crate) fn torch_ext_autocast_leave(device: c_int, old_enabled: bool, old_dtype: c_int) -> c_int;
+
+    pub(crate) fn torch_ext_graph_supported(device: c_int, supported: *mut bool) -> c_int;
+    pub(crate) fn torch_ext_graph_begin(device: c_int, graph: *mut *mut c_void) -> c_int;
+    pub(crate) fn torch_ext_graph_end(graph: *mut c_void) -> c_int;
+    pub(crate) fn torch_ext_graph_replay(graph: *mut c_void) -> c_int;
+    pub(crate) fn torch_ext_graph_free(graph: *mut c_void);
 
     pub(crate) fn torch_ext_set_switch(which: c_int, on: bool) -> c_int;
     pub(crate) fn torch_ext_get_switch(which: c_int, on: *mut bool) -> c_int;

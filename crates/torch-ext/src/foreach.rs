@@ -1,6 +1,7 @@
 //! Operations on whole lists of tensors: on CUDA a few kernel launches for all instead of one for each.
 
 use tch::Tensor;
+use torch_sys::C_tensor;
 
 use crate::TorchExtError;
 use crate::ffi::{self, check, check_count, pointers, tensor_from, tensors_from};
@@ -61,9 +62,24 @@ pub fn foreach_lerp_(tensors: &mut [Tensor], ends: &[Tensor], weight: f64) -> Re
 /// # Errors
 /// [`TorchExtError::Argument`] when a tensor is undefined.
 pub fn clear_grads(tensors: &[Tensor]) -> Result<(), TorchExtError> {
+    put_grads(tensors, &vec![std::ptr::null(); tensors.len()])
+}
+
+/// Puts its counterpart in `grads` in the place of the gradient of every tensor; one that is undefined takes it away.
+///
+/// # Errors
+/// [`TorchExtError::Argument`] when the slices differ in length or a tensor is undefined, otherwise what libtorch says of
+/// a gradient of another shape or kind.
+pub fn set_grads(tensors: &[Tensor], grads: &[Tensor]) -> Result<(), TorchExtError> {
+    check_count("grads", grads.len(), tensors.len())?;
+    put_grads(tensors, &pointers(grads))
+}
+
+fn put_grads(tensors: &[Tensor], grads: &[*const C_tensor]) -> Result<(), TorchExtError> {
     let list = pointers(tensors);
-    // SAFETY: `list` has as many pointers to live tensors as is said.
-    check(unsafe { ffi::torch_ext_clear_grads(list.as_ptr(), list.len()) })
+    // SAFETY: both lists have as many pointers as is said; those in `list` are to live tensors, those in `grads` to live
+    // tensors or null.
+    check(unsafe { ffi::torch_ext_set_grads(list.as_ptr(), grads.as_ptr(), list.len()) })
 }
 
 /// Scales all gradients by `min(1, max_norm / (norm + 1e-6))`, where `norm` is the 2-norm of all their values

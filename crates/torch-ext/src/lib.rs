@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod autocast;
+mod cuda_graph;
 mod device;
 mod ffi;
 mod foreach;
@@ -11,10 +12,13 @@ mod profile;
 mod switches;
 
 pub use autocast::Autocast;
+pub use cuda_graph::{CudaGraph, has_graphs, set_graphs};
 pub use device::{
     Gpu, MemoryStats, empty_cache, gpu, memory_info, memory_stats, reset_peak, supports_bf16, test_devices,
 };
-pub use foreach::{clear_grads, clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm};
+pub use foreach::{
+    clear_grads, clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, set_grads,
+};
 pub use kernels::{
     BatchNorm, Gelu, LARGEST_DEPTHWISE, LARGEST_NORM, add_layer_norm, attention, depthwise, gelu,
     gelu_batch_norm, has_kernels, kernel_instructions, layer_norm, set_kernels,

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <c10/core/Device.h>
 #include <c10/util/Exception.h>
 
 #include <stdexcept>
@@ -20,6 +21,12 @@ struct ArgumentError : std::invalid_argument {
 };
 
 extern thread_local std::string last_error;
+
+// The device of torch-sys's number.
+c10::Device device_of(int number);
+
+// Whether this is a CUDA device of a libtorch that reaches one; CUDA is then ready to be asked.
+bool is_cuda_here(c10::Device device);
 
 template <typename F>
 int guarded(F &&f) noexcept {

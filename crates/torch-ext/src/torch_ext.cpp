@@ -65,15 +65,7 @@ __attribute__((constructor)) static void need_libtorch_cuda() {
 
 thread_local std::string torch_ext::last_error;
 
-namespace {
-
-using Tensors = const at::Tensor *const *;
-
-using torch_ext::ArgumentError;
-using torch_ext::guarded;
-
-// torch-sys's numbers of devices.
-at::Device device_of(int number) {
+c10::Device torch_ext::device_of(int number) {
   switch (number) {
   case -1:
     return at::Device(at::kCPU);
@@ -85,6 +77,20 @@ at::Device device_of(int number) {
     return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(number));
   }
 }
+
+bool torch_ext::is_cuda_here(c10::Device device) {
+  if (!device.is_cuda() || !at::globalContext().hasCUDA())
+    return false;
+  at::globalContext().lazyInitDevice(at::kCUDA);
+  return true;
+}
+
+using namespace torch_ext;
+
+namespace {
+
+using Tensors = const at::Tensor *const *;
+
 
 std::string nth(const char *name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
 
@@ -155,14 +161,6 @@ std::vector<at::Tensor> next_steps(const std::vector<at::Tensor> &steps, const s
     at::_foreach_add_(steps, 1);
   }
   return steps.size() == 1 ? std::vector<at::Tensor>(params.size(), steps[0]) : steps;
-}
-
-// Whether this is a CUDA device of a libtorch that reaches one; CUDA is then ready to be asked.
-bool is_cuda_here(at::Device device) {
-  if (!device.is_cuda() || !at::globalContext().hasCUDA())
-    return false;
-  at::globalContext().lazyInitDevice(at::kCUDA);
-  return true;
 }
 
 template <typename F>
@@ -319,10 +317,12 @@ int torch_ext_foreach_lerp(Tensors tensors, Tensors ends, size_t count, double w
   });
 }
 
-int torch_ext_clear_grads(Tensors tensors, size_t count) noexcept {
+// A null gradient takes a tensor's away.
+int torch_ext_set_grads(Tensors tensors, Tensors grads, size_t count) noexcept {
   return guarded([&] {
-    for (const auto &tensor : list("tensors", tensors, count))
-      tensor.mutable_grad() = at::Tensor();
+    const auto all = list("tensors", tensors, count);
+    for (size_t i = 0; i < count; ++i)
+      all[i].mutable_grad() = grads[i] ? *grads[i] : at::Tensor();
   });
 }
 

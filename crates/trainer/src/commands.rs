@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use run_record::FieldValue;
 use trainer::Error;
 use trainer::network::registry::{self, Architecture};
-use trainer::process::progress::show;
+use trainer::process::lines::show;
 use trainer::process::signals::Stop;
 use trainer::run::recipes::{self, Resolved};
 
@@ -63,6 +63,9 @@ pub struct RecipeArgs {
     /// Compute with libtorch's operations alone, which is slower, and none of our own.
     #[arg(long)]
     pub no_kernels: bool,
+    /// Launch a card's operations one by one, and not as CUDA graphs.
+    #[arg(long)]
+    pub no_graphs: bool,
 }
 
 /// Where the data is.
@@ -80,6 +83,7 @@ impl RecipeArgs {
     /// The recipe.
     pub fn resolve(&self, root: &Path) -> Result<Resolved, Error> {
         torch_ext::set_kernels(!self.no_kernels);
+        torch_ext::set_graphs(!self.no_graphs);
         match (&self.recipe, &self.preset, self.model.as_deref()) {
             (Some(file), _, model) => recipes::from_file(file, model, &self.sets),
             (None, Some(preset), Some(model)) => recipes::from_preset(root, preset, model, &self.sets),

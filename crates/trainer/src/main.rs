@@ -5,7 +5,7 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use trainer::process::progress::{note, show};
+use trainer::process::lines::{note, show};
 use trainer::{Error, error, process::signals};
 
 use commands::{

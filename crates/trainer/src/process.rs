@@ -1,6 +1,7 @@
 //! The process and its surroundings: terminal, signals, memory, files, the machine.
 
 pub mod environment;
+pub mod lines;
 pub mod memory;
 pub mod paths;
 pub mod progress;

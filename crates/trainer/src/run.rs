@@ -10,6 +10,7 @@ pub mod measure;
 pub mod outline;
 pub mod plan;
 pub mod recipes;
+pub mod replay;
 pub mod request;
 pub mod state;
 pub mod train;

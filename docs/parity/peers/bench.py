@@ -29,6 +29,7 @@ def parse():
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--plain-attention", action="store_true")
     parser.add_argument("--compile", choices=["no", "default", "reduce-overhead"], default="no")
@@ -80,6 +81,8 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    # PyTorch's default is TF32 for convolutions alone.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     make, side = NETWORKS[args.model]
     network = make(args.plain_attention).to(args.device)
     if args.check:

@@ -113,7 +113,11 @@ pub(super) fn contestants(
     for kind in kinds {
         for (name, options) in &variants {
             let mut options = options.clone();
-            options.extend((kind == Precision::Bf16).then_some("--bf16"));
+            options.extend(match kind {
+                Precision::F32 => None,
+                Precision::Tf32 => Some("--tf32"),
+                Precision::Bf16 => Some("--bf16"),
+            });
             all.push(one(format!("PyTorch {name}"), kind, &options));
         }
     }

@@ -44,7 +44,7 @@ pub(crate) struct Sweep {
     #[arg(long)]
     pub(crate) device: Option<String>,
     /// Arithmetic of the networks, passed to the trainer
-    #[arg(long, value_parser = ["auto", "f32", "bf16"])]
+    #[arg(long, value_parser = ["auto", "f32", "bf16", "tf32"])]
     pub(crate) precision: Option<String>,
     /// Minutes of training between two checkpoints inside an epoch, passed to the trainer
     #[arg(long, value_name = "M", value_parser = minutes)]

@@ -2,8 +2,8 @@
 
 use run_record::machine;
 use tch::{Kind, Tensor};
+use trainer::process::lines::say;
 use trainer::process::memory::in_words;
-use trainer::process::progress::say;
 use trainer::{Error, process::environment};
 
 #[derive(Debug, clap::Args)]

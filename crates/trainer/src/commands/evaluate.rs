@@ -9,8 +9,8 @@ use run_record::{
 use serde::Serialize;
 use trainer::data::source::{self, Purpose, Source, Subset};
 use trainer::look::answers::Answers;
+use trainer::process::lines::{note, show};
 use trainer::process::memory::Budget;
-use trainer::process::progress::{note, show};
 use trainer::process::table::table;
 use trainer::run::evaluate::evaluate_each;
 use trainer::{Error, run::recipes};

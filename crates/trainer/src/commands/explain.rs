@@ -13,8 +13,8 @@ use trainer::look::explain::{
 use trainer::look::figure::{self, Figure};
 use trainer::look::pictures::{Found, Picture, Unread, Upright};
 use trainer::look::trained::Trained;
+use trainer::process::lines::{note, say};
 use trainer::process::paths::check_output;
-use trainer::process::progress::{note, say};
 
 use super::listen;
 use super::predict::open;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use trainer::network::forward::forward;
 use trainer::network::weights::Head;
-use trainer::process::progress::note;
+use trainer::process::lines::note;
 use trainer::{Error, process::environment};
 
 use super::NetworkArgs;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use image::ImageFormat;
 use trainer::data::inspect::{Shown, sheet, summarize};
 use trainer::data::source::{self, Purpose, Subset};
+use trainer::process::lines::{note, show};
 use trainer::process::memory::Budget;
 use trainer::process::paths::check_output;
-use trainer::process::progress::{note, show};
 use trainer::run::recipes::{self, Resolved};
 use trainer::{Error, process::environment};
 

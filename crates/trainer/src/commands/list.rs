@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use trainer::Error;
 use trainer::network::registry::{self, Architecture};
-use trainer::process::progress::show;
+use trainer::process::lines::show;
 use trainer::process::table::table;
 
 use super::say_json;

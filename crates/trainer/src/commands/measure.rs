@@ -1,7 +1,7 @@
 //! `measure`: how fast a network is.
 
 use trainer::optim::precision::{self, Precision};
-use trainer::process::progress::show;
+use trainer::process::lines::show;
 use trainer::run::measure::{Bench, Measured, Work};
 use trainer::{Error, process::environment, run::recipes};
 

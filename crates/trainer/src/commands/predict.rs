@@ -10,7 +10,7 @@ use serde_json::json;
 use trainer::look::pictures::{Found, Unread};
 use trainer::look::predict::{Prediction, predict};
 use trainer::look::trained::{Trained, newest_weights};
-use trainer::process::progress::note;
+use trainer::process::lines::note;
 use trainer::{Error, process::environment, run::recipes};
 
 use super::listen;

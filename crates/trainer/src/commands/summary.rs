@@ -1,6 +1,6 @@
 //! `summary`: a network layer by layer.
 
-use trainer::process::progress::show;
+use trainer::process::lines::show;
 use trainer::{Error, network::summary};
 
 use super::{NetworkArgs, say_json};

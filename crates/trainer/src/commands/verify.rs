@@ -7,7 +7,7 @@ use run_record::{Verification, write_atomically};
 use serde_json::json;
 use trainer::look::verify::{Place, verify};
 use trainer::process::environment;
-use trainer::process::progress::{note, say};
+use trainer::process::lines::{note, say};
 use trainer::{Error, run::recipes};
 
 use super::listen;

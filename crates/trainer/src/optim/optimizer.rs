@@ -7,8 +7,8 @@ use run_record::{Algorithm, OptimizerRecipe};
 use tch::nn::VarStore;
 use tch::{Kind, TchError, Tensor, no_grad};
 use torch_ext::{
-    Adam, Sgd, clear_grads, clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm,
-    fused_adamw_, fused_sgd_,
+    Adam, Sgd, clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, fused_adamw_,
+    fused_sgd_,
 };
 
 use crate::Error;
@@ -119,13 +119,10 @@ impl Optimizer {
         Ok(Self { algorithm, steps: 0, groups: groups.into_values().collect() })
     }
 
-    /// Takes the gradients away: the next ones take their place.
-    ///
-    /// # Errors
-    /// libtorch's refusal.
-    pub fn zero_grad(&mut self) -> Result<(), Error> {
+    /// Handles to the tensors that it updates.
+    pub fn tensors(&self) -> Vec<Tensor> {
         let slots = self.groups.iter().flat_map(|group| &group.slots);
-        Ok(clear_grads(&slots.map(|slot| slot.tensor.shallow_clone()).collect::<Vec<_>>())?)
+        slots.map(|slot| slot.tensor.shallow_clone()).collect()
     }
 
     /// One update along the gradients there are, at the schedule's rate `lr`. With `clip_grad`, gradients whose 2-norm

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use tch::{Device, Kind};
-use torch_ext::Autocast;
+use torch_ext::{Autocast, Switch};
 
 use crate::Error;
 
@@ -15,6 +15,8 @@ pub enum Choice {
     F32,
     /// Matrix products and convolutions in bf16, the rest in f32.
     Bf16,
+    /// f32 whose products round their factors to TF32, on a CUDA device.
+    Tf32,
 }
 
 /// What a training step computes in. Weights, gradients and the optimiser's state are f32 in any case, and
@@ -25,16 +27,39 @@ pub enum Precision {
     F32,
     /// Matrix products and convolutions in bf16, the rest in f32.
     Bf16,
+    /// f32 whose products round their factors to TF32.
+    Tf32,
+}
+
+/// While it lives, products of f32 numbers on CUDA devices round their factors to TF32. Of the whole process.
+#[derive(Debug)]
+#[must_use = "TF32 ends when the guard is dropped"]
+pub struct Tf32;
+
+/// What TF32 is about.
+const TF32: [Switch; 2] = [Switch::Tf32Matmul, Switch::Tf32Cudnn];
+
+impl Drop for Tf32 {
+    fn drop(&mut self) {
+        // They were set before, so that they can be set.
+        let off = TF32.into_iter().try_for_each(|switch| switch.set(false));
+        debug_assert!(off.is_ok(), "{off:?}");
+    }
 }
 
 impl Precision {
     /// The choice's on a device.
     ///
     /// # Errors
-    /// libtorch's refusal to tell what the device can do.
+    /// TF32 for another device than CUDA, or libtorch's refusal to tell what the device can do.
     pub fn of(choice: Choice, device: Device) -> Result<Self, Error> {
         Ok(match choice {
             Choice::Bf16 => Self::Bf16,
+            Choice::Tf32 if device.is_cuda() => Self::Tf32,
+            Choice::Tf32 => {
+                let problem = "--precision tf32: only CUDA devices compute in it; use f32 or bf16";
+                return Err(Error::Usage(problem.to_owned()));
+            }
             Choice::Auto if torch_ext::supports_bf16(device)? => Self::Bf16,
             Choice::Auto | Choice::F32 => Self::F32,
         })
@@ -45,7 +70,21 @@ impl Precision {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Tf32 => "tf32",
         }
+    }
+
+    /// For the forward and backward pass of a step, as long as it lives.
+    ///
+    /// # Errors
+    /// libtorch's refusal.
+    pub fn tf32(self) -> Result<Option<Tf32>, Error> {
+        if self != Self::Tf32 {
+            return Ok(None);
+        }
+        let guard = Tf32;
+        TF32.into_iter().try_for_each(|switch| switch.set(true))?;
+        Ok(Some(guard))
     }
 
     /// For the forward pass of a step, as long as it lives.
@@ -54,7 +93,7 @@ impl Precision {
     /// A device without mixed precision.
     pub fn autocast(self, device: Device) -> Result<Option<Autocast>, Error> {
         Ok(match self {
-            Self::F32 => None,
+            Self::F32 | Self::Tf32 => None,
             Self::Bf16 => Some(Autocast::enter(device, Kind::BFloat16)?),
         })
     }
@@ -76,6 +115,14 @@ mod tests {
             drop(guard);
             assert_eq!(kind(), Kind::Float);
         }
+        let refused = Precision::of(Choice::Tf32, Device::Cpu).unwrap_err().to_string();
+        assert_eq!(refused, "--precision tf32: only CUDA devices compute in it; use f32 or bf16");
+        let on = || TF32.map(|switch| switch.get().unwrap());
+        let guard = Precision::Tf32.tf32().unwrap();
+        assert_eq!((guard.is_some(), on()), (true, [true; 2]));
+        drop(guard);
+        assert_eq!(on(), [false; 2]);
+        assert!(Precision::Bf16.tf32().unwrap().is_none());
         let auto = Precision::of(Choice::Auto, Device::Cpu).unwrap();
         assert_eq!(auto == Precision::Bf16, torch_ext::supports_bf16(Device::Cpu).unwrap());
     }

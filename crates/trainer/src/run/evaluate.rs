@@ -10,6 +10,7 @@ use crate::data::presentation::Presentation;
 use crate::data::source::Subset;
 use crate::optim::loss::loss;
 use crate::process::signals::Stop;
+use crate::run::replay::Replayed;
 
 /// Means over images.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -131,6 +132,7 @@ pub fn evaluate_each(
     tch::no_grad(|| {
         let device = parts.first().map_or(Device::Cpu, |part| part.set.device());
         let mut sums = Sums::new(device, SavedSums::default())?;
+        let mut replayed = Replayed::new(device)?;
         // What training passes through the network in parts may not fit in one.
         let batch_size = train.batch_size.div_ceil(train.accumulate.unwrap_or(1));
         for part in parts {
@@ -138,13 +140,18 @@ pub fn evaluate_each(
                 stop.check()?;
                 let batch = batch?;
                 let images = presentation.plain(&batch.images)?;
-                let mut logits = network.forward_t(&images, false);
-                if mirror {
-                    logits = (logits + network.forward_t(&images.f_flip([3])?, false)) / 2.0;
-                }
-                let loss = loss(train, &logits, &batch.labels, train.label_smoothing)?;
-                sums.add(&loss, &logits, &batch.labels)?;
-                each(&logits, &batch.labels)?;
+                let answers = replayed.run(&[&images], 0, &mut |images| {
+                    let logits = network.forward_t(images[0], false);
+                    if !mirror {
+                        return Ok(vec![logits]);
+                    }
+                    let mirrored = network.forward_t(&images[0].f_flip([3])?, false);
+                    Ok(vec![(logits + mirrored) / 2.0])
+                })?;
+                let logits = &answers[0];
+                let loss = loss(train, logits, &batch.labels, train.label_smoothing)?;
+                sums.add(&loss, logits, &batch.labels)?;
+                each(logits, &batch.labels)?;
             }
         }
         Ok(sums.read())

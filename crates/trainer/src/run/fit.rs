@@ -7,7 +7,7 @@ use data_cifar::{Draw, keyed_seed, permutation, repeated};
 use run_record::{EpochStats, Recipe, Select, TrainRecipe};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
-use torch_ext::foreach_norm;
+use torch_ext::{clear_grads, foreach_norm, set_grads};
 
 use crate::Error;
 use crate::data::presentation::{Presentation, Shown};
@@ -20,6 +20,7 @@ use crate::process::progress::Progress;
 use crate::process::signals::Stop;
 use crate::run::evaluate::{Metrics, SavedSums, Sums, evaluate};
 use crate::run::keeper::Keeper;
+use crate::run::replay::Replayed;
 use crate::run::state::{Counters, State};
 
 /// Everything a run trains with.
@@ -61,8 +62,10 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
     if job.recipe.rollback.is_some() && state.counters.updates == 0 {
         keeper.save(job.vs, state)?; // what the first epoch can go back to
     }
+    let mut stepper = Stepper::new(job.network, &job.recipe.train, job.precision, job.vs.device())?;
     while !state.counters.is_finished(&job.recipe.train) {
-        let outcome = train_epoch(job, &lr, state, keeper).and_then(|()| end_epoch(job, &lr, state, keeper));
+        let outcome = train_epoch(job, &lr, &mut stepper, state, keeper)
+            .and_then(|()| end_epoch(job, &lr, state, keeper));
         let outcome = match outcome {
             Err(stopped @ Error::Stopped(_)) => save(job, &lr, state, keeper).and(Err(stopped)),
             outcome => outcome,
@@ -102,7 +105,13 @@ fn roll_back(job: &Job, state: &mut State, keeper: &mut Keeper, error: Error) ->
 }
 
 /// The steps of the epoch under way that are not done yet.
-fn train_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keeper) -> Result<(), Error> {
+fn train_epoch(
+    job: &Job,
+    lr: &LearningRate,
+    stepper: &mut Stepper,
+    state: &mut State,
+    keeper: &mut Keeper,
+) -> Result<(), Error> {
     let Job { recipe, seed, .. } = *job;
     let epoch = u64::from(state.counters.epoch());
     let draw = Draw { seed, epoch, repeats: job.presentation.repeats };
@@ -116,7 +125,7 @@ fn train_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Kee
         // Whatever the network draws inside depends on the seed and the step alone.
         tch::manual_seed(keyed_seed(seed, "network", epoch, shown.number));
         let rate = rate(job, lr, &state.counters, state.counters.updates);
-        let (loss, logits) = update(job.network, &recipe.train, job.precision, state, &shown, rate)?;
+        let (loss, logits) = stepper.update(state, &shown, rate)?;
         state.sums.add(&loss, &logits, &shown.labels)?;
         state.counters.step += 1;
         state.counters.updates += 1;
@@ -141,39 +150,84 @@ fn train_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Kee
     Ok(())
 }
 
-/// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]`.
-///
-/// # Errors
-/// libtorch's refusal.
-pub fn update(
+/// Makes updates of a network.
+#[derive(Debug)]
+pub struct Stepper<'a> {
+    network: &'a dyn Model,
+    train: &'a TrainRecipe,
+    precision: Precision,
+    replayed: Replayed,
+}
+
+impl<'a> Stepper<'a> {
+    /// No update was made yet.
+    ///
+    /// # Errors
+    /// libtorch's refusal to tell what the device can do.
+    pub fn new(
+        network: &'a dyn Model,
+        train: &'a TrainRecipe,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Self, Error> {
+        Ok(Self { network, train, precision, replayed: Replayed::new(device)? })
+    }
+
+    /// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]`, which are valid until
+    /// the next one.
+    ///
+    /// # Errors
+    /// libtorch's refusal.
+    pub fn update(&mut self, state: &mut State, shown: &Shown, rate: f64) -> Result<(Tensor, Tensor), Error> {
+        let Self { network, train, precision, replayed } = self;
+        let optimizer = &mut state.optimizer;
+        let weights = optimizer.tensors();
+        let rounding = precision.tf32()?;
+        let mut answers =
+            replayed.run(&[&shown.images, &shown.targets], shown.smoothing.to_bits(), &mut |inputs| {
+                clear_grads(&weights)?;
+                let (images, targets) = (inputs[0], inputs[1]);
+                let (loss, logits) =
+                    gradients(*network, train, *precision, images, targets, shown.smoothing)?;
+                let grads = weights.iter().map(Tensor::f_grad).collect::<Result<Vec<_>, _>>()?;
+                Ok([loss, logits].into_iter().chain(grads).collect())
+            })?;
+        drop(rounding);
+        set_grads(&weights, &answers.split_off(2))?;
+        optimizer.step(rate, train.clip_grad)?;
+        if let Some(ema) = &mut state.ema {
+            ema.update(state.counters.updates)?;
+        }
+        // A loss is kept longer than until the next step.
+        Ok((answers[0].copy(), answers.swap_remove(1)))
+    }
+}
+
+/// Adds the gradient of a batch's loss to that of the weights. Returns the loss and the logits `[B, K]`.
+fn gradients(
     network: &dyn Model,
     train: &TrainRecipe,
     precision: Precision,
-    state: &mut State,
-    shown: &Shown,
-    rate: f64,
+    images: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
 ) -> Result<(Tensor, Tensor), Error> {
-    let batch = shown.labels.size()[0];
+    let batch = targets.size()[0];
     let len = (batch as usize).div_ceil(train.accumulate.unwrap_or(1)) as i64;
-    state.optimizer.zero_grad()?;
     let (mut losses, mut logits) = (Vec::new(), Vec::new());
     for start in (0..batch).step_by(len as usize) {
         let len = len.min(batch - start);
         let part = |tensor: &Tensor| tensor.f_narrow(0, start, len);
         let part_logits = {
-            let _narrow = precision.autocast(shown.images.device())?;
-            network.forward_t(&part(&shown.images)?, true)
+            let _narrow = precision.autocast(images.device())?;
+            network.forward_t(&part(images)?, true)
         };
-        let part_loss = loss(train, &part_logits, &part(&shown.targets)?, shown.smoothing)?;
+        let part_loss = loss(train, &part_logits, &part(targets)?, smoothing)?;
         // By its share, so that the gradients add up to those of the batch's mean.
         let part_loss = part_loss * (len as f64 / batch as f64);
         part_loss.f_backward()?;
         losses.push(part_loss.f_detach()?);
         logits.push(part_logits.f_detach()?);
-    }
-    state.optimizer.step(rate, train.clip_grad)?;
-    if let Some(ema) = &mut state.ema {
-        ema.update(state.counters.updates)?;
     }
     Ok((Tensor::f_stack(&losses, 0)?.f_sum(tch::Kind::Float)?, Tensor::f_cat(&logits, 0)?))
 }
@@ -341,8 +395,8 @@ mod tests {
         let draw = Draw { seed: 1, epoch: 1, repeats: 1 };
         let order = Subset { set: &set, range: source.parts.train.clone() }.indices();
         let shown = presentation.epoch(&set, &order, 128, draw, 0).unwrap().next().unwrap().unwrap();
-        let (loss, logits) =
-            update(network.as_ref(), &recipe.train, Precision::F32, &mut state, &shown, 0.1).unwrap();
+        let mut stepper = Stepper::new(network.as_ref(), &recipe.train, Precision::F32, Device::Cpu).unwrap();
+        let (loss, logits) = stepper.update(&mut state, &shown, 0.1).unwrap();
         assert_eq!(logits.size(), [128, 10]);
         (tensors, loss.double_value(&[]))
     }

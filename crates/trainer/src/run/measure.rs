@@ -14,7 +14,7 @@ use crate::data::presentation::Presentation;
 use crate::network::build::{architecture, seed_initial_weights};
 use crate::optim::precision::Precision;
 use crate::process::signals::Stop;
-use crate::run::fit::update;
+use crate::run::fit::Stepper;
 use crate::run::outline::stored_side;
 use crate::run::state::State;
 use crate::{Error, process::environment};
@@ -177,6 +177,7 @@ impl Bench {
         let stats = ChannelStats { mean: [127.5; 3], std: [127.5; 3] };
         let presentation = Presentation::new(recipe, &stats, CLASSES, *device)?;
         let order: Vec<i64> = (0..count).collect();
+        let mut stepper = Stepper::new(network, &recipe.train, self.precision, *device)?;
         for epoch in 1.. {
             let draw = Draw { seed: 0, epoch, repeats: 1 };
             let mut batches = presentation.epoch(&set, &order, *batch_size, draw, 0)?;
@@ -185,7 +186,7 @@ impl Bench {
                 let Some(shown) = batches.next() else { break };
                 let ready = started.elapsed().as_secs_f64();
                 let shown = shown?;
-                let (loss, logits) = update(network, &recipe.train, self.precision, state, &shown, 1e-4)?;
+                let (loss, logits) = stepper.update(state, &shown, 1e-4)?;
                 state.sums.add(&loss, &logits, &shown.labels)?;
                 let _ = loss.f_double_value(&[])?; // waits for the device
                 if !each([ready, started.elapsed().as_secs_f64() - ready])? {
@@ -204,6 +205,7 @@ impl Bench {
         loop {
             let started = Instant::now();
             let logits = tch::no_grad(|| -> Result<Tensor, Error> {
+                let _rounding = self.precision.tf32()?;
                 let _narrow = self.precision.autocast(self.device)?;
                 Ok(network.forward_t(&images, false))
             })?;
@@ -238,9 +240,10 @@ fn profiled(mut steps: impl FnMut(&mut Each) -> Result<(), Error>) -> Result<Vec
 fn peak_gflops(precision: Precision, device: Device) -> Result<f64, Error> {
     const SIDE: i64 = 2048;
     let kind = match precision {
-        Precision::F32 => Kind::Float,
+        Precision::F32 | Precision::Tf32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
     };
+    let _rounding = precision.tf32()?;
     let matrix = Tensor::f_rand([SIDE, SIDE], (Kind::Float, device))?.f_to_kind(kind)?;
     let mut least = f64::INFINITY;
     for _ in 0..8 {

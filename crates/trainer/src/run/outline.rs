@@ -11,11 +11,12 @@ use tch::{Kind, Tensor};
 use crate::data::inspect::table;
 use crate::data::presentation::Presentation;
 use crate::optim::schedule::LearningRate;
+use crate::process::lines::{say, show as show_lines};
 use crate::process::memory::in_words;
-use crate::process::progress::{Output, bars, say, show as show_lines};
+use crate::process::progress::{Output, bars};
 use crate::process::signals::Stop;
 use crate::run::directory::Earlier;
-use crate::run::fit::update;
+use crate::run::fit::Stepper;
 use crate::run::plan::Plan;
 use crate::run::request::Request;
 use crate::run::state::State;
@@ -230,6 +231,7 @@ fn try_steps(plan: &Plan, request: &Request, outline: &Outline, stop: &Stop) -> 
     let stats = ChannelStats { mean: [0.0; 3], std: [1.0; 3] };
     let presentation = Presentation::new(recipe, &stats, classes, request.device)?;
     let mut state = State::new(&plan.vs, &plan.architecture, recipe)?;
+    let mut stepper = Stepper::new(plan.network.as_ref(), &recipe.train, request.precision, request.device)?;
     let order: Vec<i64> = (0..count as i64).collect();
     let mut seconds: Vec<f64> = Vec::new();
     for epoch in 1..=STEPS.1 {
@@ -240,9 +242,9 @@ fn try_steps(plan: &Plan, request: &Request, outline: &Outline, stop: &Stop) -> 
         let started = Instant::now();
         let draw = Draw { seed: request.seed, epoch, repeats: 1 };
         for shown in presentation.epoch(&set, &order, count, draw, 0)? {
-            let (loss, _) =
-                update(plan.network.as_ref(), &recipe.train, request.precision, &mut state, &shown?, 0.0)
-                    .map_err(|error| error.or_out_of_memory(&recipe.train))?;
+            let (loss, _) = stepper
+                .update(&mut state, &shown?, 0.0)
+                .map_err(|error| error.or_out_of_memory(&recipe.train))?;
             let _ = loss.f_double_value(&[])?; // waits for the device
         }
         seconds.push(started.elapsed().as_secs_f64());

@@ -59,7 +59,7 @@ impl Setup {
 
     /// An update along given gradients.
     fn update(&mut self, gradients: &BTreeMap<String, Tensor>, lr: f64, clip: Option<f64>) {
-        self.optimizer.zero_grad().unwrap();
+        torch_ext::clear_grads(&self.optimizer.tensors()).unwrap();
         for (name, gradient) in gradients {
             let kind = gradient.kind();
             (&self.tensors[name] * gradient).sum(kind).backward();
