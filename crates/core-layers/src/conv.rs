@@ -2,7 +2,7 @@
 
 use tch::nn::Path;
 use tch::{TchError, Tensor};
-use torch_ext::{LARGEST_DEPTHWISE, depthwise, has_kernels};
+use torch_ext::{LARGEST_DEPTHWISE, channels_last, depthwise, frozen_convolution, has_kernels, is_frozen};
 
 use crate::{Init, must, pad_same, parameter, same_padding, trace};
 
@@ -64,8 +64,11 @@ impl Conv2d {
         weight: Init,
         bias: Option<Init>,
     ) -> Result<Self, TchError> {
+        // In the order of the images that it meets, so that no call has to change it.
+        let weight = channels_last(&weight.draw(&shape)?.f_to_device(vs.device())?);
+        let weight = weight.map_err(|error| TchError::Torch(error.to_string()))?;
         Ok(Self {
-            weight: parameter(vs, "weight", &shape, weight)?,
+            weight: vs.add("weight", weight, true),
             bias: bias.map(|init| parameter(vs, "bias", &[shape[0]], init)).transpose()?,
             stride: 1,
             padding: Padding::Symmetric(0),
@@ -126,6 +129,11 @@ impl Conv2d {
 
     fn convolve(&self, images: &Tensor, padding: [i64; 2]) -> Tensor {
         let stride = [self.stride, self.stride];
+        if is_frozen(images) {
+            let bias = self.bias.as_ref();
+            let y = frozen_convolution(images, &self.weight, bias, self.stride, padding, self.groups);
+            return self.noted(must(y));
+        }
         self.noted(images.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups))
     }
 

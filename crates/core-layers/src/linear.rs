@@ -2,8 +2,9 @@
 
 use tch::nn::Path;
 use tch::{TchError, Tensor};
+use torch_ext::{frozen_linear, is_frozen};
 
-use crate::{Init, parameter, trace};
+use crate::{Init, must, parameter, trace};
 
 /// y = x·Wᵀ + b over the last dimension.
 #[derive(Debug)]
@@ -51,7 +52,11 @@ impl Linear {
 
     /// `[.., inputs]` → `[.., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = x.linear(&self.weight.flatten(1, -1), self.bias.as_ref());
+        let bias = self.bias.as_ref();
+        let y = match is_frozen(x) {
+            true => must(frozen_linear(x, &self.weight, bias)),
+            false => x.linear(&self.weight.flatten(1, -1), bias),
+        };
         trace::step("Linear", &[Some(&self.weight), self.bias.as_ref()], &y, &self.weight.size()[1..]);
         y
     }

@@ -81,6 +81,25 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_graph_replay(graph: *mut c_void) -> c_int;
     pub(crate) fn torch_ext_graph_free(graph: *mut c_void);
 
+    pub(crate) fn torch_ext_freeze() -> c_int;
+    pub(crate) fn torch_ext_thaw() -> c_int;
+    pub(crate) fn torch_ext_is_frozen(x: *const C_tensor, result: *mut bool) -> c_int;
+    pub(crate) fn torch_ext_frozen_convolution(
+        maps: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        stride: i64,
+        padding: *const i64,
+        groups: i64,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn torch_ext_frozen_linear(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
+
     pub(crate) fn torch_ext_set_switch(which: c_int, on: bool) -> c_int;
     pub(crate) fn torch_ext_get_switch(which: c_int, on: *mut bool) -> c_int;
     pub(crate) fn torch_ext_set_deterministic(on: bool, warn_only: bool) -> c_int;

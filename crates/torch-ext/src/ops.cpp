@@ -115,6 +115,12 @@ Dropout dropout(double rate, int64_t keys) {
   return result;
 }
 
+// A function's answer. Where no gradients are asked for, nothing is kept for any.
+template <class Function, class... Arguments>
+auto run(const Arguments &...arguments) {
+  return c10::GradMode::is_enabled() ? Function::apply(arguments...) : Function::forward(nullptr, arguments...);
+}
+
 // Elements that are worth a thread's while, where each takes little.
 constexpr int64_t BLOCK = 8192;
 
@@ -132,10 +138,12 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
     const auto x = input.is_non_overlapping_and_dense() ? input : input.contiguous();
     auto out = at::empty_like(x);
     run(false, {Gelu(form), dropout(rate, keys), x.const_data_ptr(), nullptr, out.mutable_data_ptr()}, x);
-    context->save_for_backward({x});
-    context->saved_data["form"] = form;
-    context->saved_data["rate"] = rate;
-    context->saved_data["keys"] = keys;
+    if (context) {
+      context->save_for_backward({x});
+      context->saved_data["form"] = form;
+      context->saved_data["rate"] = rate;
+      context->saved_data["keys"] = keys;
+    }
     return out;
   }
 
@@ -213,10 +221,12 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
       for (int64_t item = begin; item < end; ++item)
         kernels().attention(element(packed), args, item / heads, item % heads, scratch.get());
     });
-    context->save_for_backward({packed, query, bias, lse});
-    context->saved_data["heads"] = heads;
-    context->saved_data["rate"] = rate;
-    context->saved_data["keys"] = keys;
+    if (context) {
+      context->save_for_backward({packed, query, bias, lse});
+      context->saved_data["heads"] = heads;
+      context->saved_data["rate"] = rate;
+      context->saved_data["keys"] = keys;
+    }
     return out;
   }
 
@@ -305,11 +315,13 @@ struct DepthwiseFunction : torch::autograd::Function<DepthwiseFunction> {
         kernels().depthwise(element(x), args, image, image + 1, item % blocks * step, scratch.get());
       }
     });
-    context->save_for_backward({x, weight});
-    context->saved_data["top"] = top;
-    context->saved_data["left"] = left;
-    context->saved_data["bias"] = bias.defined();
-    context->saved_data["kind"] = static_cast<int64_t>(weight_.scalar_type());
+    if (context) {
+      context->save_for_backward({x, weight});
+      context->saved_data["top"] = top;
+      context->saved_data["left"] = left;
+      context->saved_data["bias"] = bias.defined();
+      context->saved_data["kind"] = static_cast<int64_t>(weight_.scalar_type());
+    }
     return out;
   }
 
@@ -384,10 +396,13 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
       var = biased.to(at::kFloat);
       running_mean.lerp_(mean, momentum);
       running_var.lerp_((biased * (static_cast<double>(pixels) / (pixels - 1))).to(at::kFloat), momentum);
-    } else {
+    } else if (context) {
       mean = mean.clone();
     }
-    const auto inverse = (var + eps).rsqrt();
+    auto inverse = at::empty_like(var);
+    std::transform(
+        numbers(var), numbers(var) + channels, inverse.mutable_data_ptr<float>(),
+        [eps](float variance) { return static_cast<float>(1 / std::sqrt(variance + eps)); });
     auto out = empty_maps(x);
     args.mean = numbers(mean);
     args.inverse = numbers(inverse);
@@ -397,10 +412,12 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
     parallel(pixels, 1 + BLOCK / channels, [&](int64_t begin, int64_t end) {
       kernels().batch_norm(element(x), args, begin, end);
     });
-    context->save_for_backward({x, weight, mean, inverse});
-    context->saved_data["form"] = form;
-    context->saved_data["train"] = train;
-    context->saved_data["residual"] = residual.defined();
+    if (context) {
+      context->save_for_backward({x, weight, mean, inverse});
+      context->saved_data["form"] = form;
+      context->saved_data["train"] = train;
+      context->saved_data["residual"] = residual.defined();
+    }
     return out;
   }
 
@@ -477,10 +494,12 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
     parallel(rows, 1 + BLOCK / channels, [&](int64_t begin, int64_t end) {
       kernels().layer_norm(all, args, begin, end);
     });
-    context->save_for_backward({total, factors, weight, statistics});
-    context->saved_data["branch"] = branch.defined();
-    context->saved_data["branch_kind"] = static_cast<int64_t>(branch.defined() ? branch.scalar_type() : at::kFloat);
-    context->saved_data["kind"] = static_cast<int64_t>(kind);
+    if (context) {
+      context->save_for_backward({total, factors, weight, statistics});
+      context->saved_data["branch"] = branch.defined();
+      context->saved_data["branch_kind"] = static_cast<int64_t>(branch.defined() ? branch.scalar_type() : at::kFloat);
+      context->saved_data["kind"] = static_cast<int64_t>(kind);
+    }
     return branch.defined() ? variable_list{total, out} : variable_list{out};
   }
 
@@ -533,7 +552,7 @@ int torch_ext_gelu(const Tensor *x, bool tanh, double drop, Tensor **result) noe
   return guarded([&] {
     require(is_fast(*x), "gelu: x must be f32 or bf16 on the CPU");
     const auto form = static_cast<int64_t>(tanh ? Gelu::TANH : Gelu::ERF);
-    *result = new Tensor(GeluFunction::apply(*x, form, drop, draw_keys(drop)));
+    *result = new Tensor(run<GeluFunction>(*x, form, drop, draw_keys(drop)));
   });
 }
 
@@ -552,7 +571,7 @@ int torch_ext_depthwise(
         top >= 0 && left >= 0 && top < weight->size(2) && left < weight->size(2),
         "depthwise: there must be fewer zeros than the kernel is wide");
     require(!bias || (is_fast(*bias) && bias->sizes() == at::IntArrayRef({maps->size(1)})), "depthwise: bias must be [C]");
-    *result = new Tensor(DepthwiseFunction::apply(
+    *result = new Tensor(run<DepthwiseFunction>(
         maps->to(autocast_kind().value_or(maps->scalar_type())), *weight, optional(bias), top, left));
   });
 }
@@ -574,7 +593,7 @@ int torch_ext_gelu_batch_norm(
     require(!residual || (residual->is_cpu() && residual->sizes() == maps->sizes()), "batch norm: residual of another shape");
     const auto rest = residual ? std::optional<Tensor>(residual->to(maps->scalar_type())) : std::nullopt;
     const auto form = static_cast<int64_t>(tanh ? Gelu::TANH : Gelu::ERF);
-    *result = new Tensor(BatchNormFunction::apply(
+    *result = new Tensor(run<BatchNormFunction>(
         *maps, rest, *weight, *bias, *running_mean, *running_var, form, train, momentum, eps));
   });
 }
@@ -598,7 +617,7 @@ int torch_ext_layer_norm(
     const auto kind = autocast_kind().value_or(x->scalar_type());
     // A sum has the wider kind of its summands.
     const auto wide = branch && branch->scalar_type() == at::kFloat ? x->to(at::kFloat) : *x;
-    const auto outputs = LayerNormFunction::apply(
+    const auto outputs = run<LayerNormFunction>(
         wide, optional(branch), optional(factors), *weight, *bias, eps, kind);
     if (branch)
       *sum = new Tensor(outputs[0]);
@@ -623,7 +642,7 @@ int torch_ext_attention(
     require(
         !bias || (bias->is_cpu() && bias->sizes() == at::IntArrayRef({1, heads, queries, packed->size(1)})),
         "attention: the bias must be [1, h, N, M]");
-    *result = new Tensor(AttentionFunction::apply(
+    *result = new Tensor(run<AttentionFunction>(
         *packed, optional(query), optional(bias), heads, drop, draw_keys(drop)));
   });
 }

@@ -88,7 +88,10 @@ const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
 /// The option of cuBLAS for its working memory, on which the order of its sums depends.
 const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
 
-/// Starts this program again with the environment it needs and nobody has set, which is read before `main`.
+/// The commands that compute for long. Others are sooner done than started again, which takes as long as to load libtorch.
+const LONG: [&str; 4] = ["train", "measure", "evaluate", "verify"];
+
+/// Starts this program again with the environment that long commands need and nobody has set, which is read before `main`.
 ///
 /// An allocator that keeps freed memory: every training step frees and asks for the same large blocks, and getting them
 /// back page by page takes a fifth of its time (ConvMixer-256/8, batch 128, two cores). Threads that spin for
@@ -98,6 +101,10 @@ const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
 #[cfg(unix)]
 fn set_environment() {
     use std::os::unix::process::CommandExt;
+    let command = std::env::args_os().nth(1);
+    if !command.is_some_and(|command| LONG.iter().any(|long| command == *long)) {
+        return;
+    }
     let deterministic = std::env::args_os().any(|argument| argument == "--deterministic");
     let wanted = [
         (PURGE_DELAY, "-1", true),

@@ -3,10 +3,12 @@
 use data_cifar::RgbImage;
 use rayon::prelude::*;
 use tch::{Device, Kind};
+use torch_ext::Frozen;
 
 use crate::Error;
 use crate::look::pictures::{Found, Picture, Unread, Upright};
 use crate::look::trained::{Frame, Trained};
+use crate::optim::precision::Precision;
 use crate::process::signals::Stop;
 
 /// Pictures that pass the network together.
@@ -23,7 +25,7 @@ pub struct Prediction {
     pub remarks: Vec<&'static str>,
 }
 
-/// Asks the network about every picture in order. `tell` is given each answer, or why there is none, and says whether
+/// Asks the network about every picture in order, computing in `precision`. `tell` is given each answer, or why there is none, and says whether
 /// to go on. No more than a batch of pictures is in memory, small, besides one as large as it is for each processor.
 /// Returned is how many pictures could not be read.
 ///
@@ -31,18 +33,21 @@ pub struct Prediction {
 /// libtorch's refusal, somebody who wants to stop, or what `tell` says.
 pub fn predict(
     trained: &Trained,
+    precision: Precision,
     found: Found,
     top: usize,
     stop: &Stop,
     mut tell: impl FnMut(Result<Prediction, Unread>) -> Result<bool, Error>,
 ) -> Result<usize, Error> {
     let (mut unread, frame) = (0, trained.frame);
+    let _frozen = Frozen::new()?;
     for chunk in found.pictures.chunks(BATCH) {
         stop.check()?;
         let read: Vec<_> = chunk.par_iter().map(|picture| stored(frame, picture)).collect();
         let pictures: Vec<RgbImage> = read.iter().flatten().map(|(_, seen)| seen.image.clone()).collect();
         let mut tops =
-            if pictures.is_empty() { Vec::new() } else { top_classes(trained, &pictures, top)? }.into_iter();
+            if pictures.is_empty() { Vec::new() } else { top_classes(trained, precision, &pictures, top)? }
+                .into_iter();
         for picture in read {
             let answer = picture.map(|(name, Upright { remarks, .. })| {
                 let top = tops.next().unwrap_or_default();
@@ -68,11 +73,17 @@ fn stored(frame: Frame, picture: &Result<Picture, Unread>) -> Result<(String, Up
 
 fn top_classes(
     trained: &Trained,
+    precision: Precision,
     pictures: &[RgbImage],
     top: usize,
 ) -> Result<Vec<Vec<(String, f64)>>, Error> {
     let classes = &trained.card.class_names;
-    let logits = tch::no_grad(|| Ok::<_, Error>(trained.network.forward_t(&trained.see(pictures)?, false)))?;
+    let logits = tch::no_grad(|| -> Result<_, Error> {
+        let images = trained.see(pictures)?;
+        let _rounding = precision.tf32()?;
+        let _narrow = precision.autocast(trained.device)?;
+        Ok(trained.network.forward_t(&images, false))
+    })?;
     let probabilities = logits.f_softmax(1, Kind::Double)?.f_to_device(Device::Cpu)?;
     let (shares, numbers) = probabilities.f_topk(top.min(classes.len()) as i64, 1, true, true)?;
     let shares: Vec<Vec<f64>> = Vec::try_from(&shares)?;

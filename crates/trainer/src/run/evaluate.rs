@@ -4,6 +4,7 @@ use core_layers::Model;
 use run_record::TrainRecipe;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
+use torch_ext::Frozen;
 
 use crate::Error;
 use crate::data::presentation::Presentation;
@@ -133,6 +134,7 @@ pub fn evaluate_each(
         let device = parts.first().map_or(Device::Cpu, |part| part.set.device());
         let mut sums = Sums::new(device, SavedSums::default())?;
         let mut replayed = Replayed::new(device)?;
+        let _frozen = Frozen::new()?;
         // What training passes through the network in parts may not fit in one.
         let batch_size = train.batch_size.div_ceil(train.accumulate.unwrap_or(1));
         for part in parts {

@@ -8,7 +8,7 @@ use run_record::Recipe;
 use serde::Serialize;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use torch_ext::Profile;
+use torch_ext::{Frozen, Profile};
 
 use crate::data::presentation::Presentation;
 use crate::network::build::{architecture, seed_initial_weights};
@@ -202,6 +202,7 @@ impl Bench {
         tch::manual_seed(0);
         let images = Tensor::f_rand([self.batch_size as i64, 3, side, side], (Kind::Float, self.device))?;
         let images = torch_ext::channels_last(&images)?;
+        let _frozen = Frozen::new()?;
         loop {
             let started = Instant::now();
             let logits = tch::no_grad(|| -> Result<Tensor, Error> {
