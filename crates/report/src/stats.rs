@@ -110,7 +110,7 @@ mod tests {
         assert!((found - want).abs() < 1e-10 * want.abs().max(1e-3), "{found} is not {want}");
     }
 
-    /// `docs/parity/statistics.py`: statsmodels 0.14.5.
+    /// `docs/parity/significance.py`: statsmodels 0.14.5.
     #[test]
     fn intervals_and_tests_are_those_of_statsmodels() {
         for (hits, n, low, high) in [
@@ -147,7 +147,7 @@ mod tests {
         }
     }
 
-    /// `docs/parity/statistics.py`: SciPy 1.17.1.
+    /// `docs/parity/significance.py`: SciPy 1.17.1.
     #[test]
     fn the_test_of_unequal_variances_is_that_of_scipy() {
         for (a, b, p) in [

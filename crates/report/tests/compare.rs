@@ -142,7 +142,7 @@ fn runs_on_other_images_are_compared_as_shares_or_not_at_all() {
         write_run(&path, &record, &predictions(images, |_| false, "cat"));
         path
     };
-    // docs/parity/statistics.py: two_shares.
+    // docs/parity/significance.py: two_shares.
     let (a, b) = (of("a", "cifar10", 0.8271, 0), of("b", "folder", 0.851, 2000));
     let (found, text) = compared(&a, &b, None);
     assert_eq!((&found["test"], &found["a_images"]), (&json!("two_proportions"), &json!(10_000)));
@@ -192,7 +192,7 @@ fn results_are_matched_and_judged_together() {
 
     let (found, text) = compared(&a, &b, None);
     let [seeds, single, uneven] = found["pairs"].as_array().unwrap().as_slice() else { panic!("{text}") };
-    // docs/parity/statistics.py: welch and mcnemar. Of two tests the smaller p counts twice.
+    // docs/parity/significance.py: welch and mcnemar. Of two tests the smaller p counts twice.
     near(&seeds["p"], 0.041914517471453035);
     near(&seeds["p_holm"], 2.0 * 0.041914517471453035);
     assert_eq!(

@@ -63,6 +63,20 @@ pub enum Algorithm {
         /// Decay of the running mean of gradients.
         beta2: f64,
     },
+    /// Muon (Jordan et al., 2024) as timm has it: matrices and kernels move by the orthogonal matrix nearest to a running
+    /// mean of gradients, at a rate scaled so that it suits AdamW too (Liu et al., arXiv:2502.16982); all else by AdamW.
+    Muon {
+        /// Decay of the running mean of gradients of matrices.
+        momentum: f64,
+        /// Whether matrices step along the gradient and the mean after it (Nesterov).
+        nesterov: bool,
+        /// AdamW's decay of the running mean of gradients.
+        beta1: f64,
+        /// AdamW's decay of the running mean of squared gradients.
+        beta2: f64,
+        /// Added to the root of AdamW's second moment, and the least length that a matrix is divided by.
+        eps: f64,
+    },
 }
 
 impl OptimizerRecipe {
@@ -81,6 +95,12 @@ impl OptimizerRecipe {
             Algorithm::Lion { beta1, beta2 } => {
                 faults.fraction("optimizer.beta1", beta1);
                 faults.fraction("optimizer.beta2", beta2);
+            }
+            Algorithm::Muon { momentum, beta1, beta2, eps, .. } => {
+                faults.fraction("optimizer.momentum", momentum);
+                faults.fraction("optimizer.beta1", beta1);
+                faults.fraction("optimizer.beta2", beta2);
+                faults.positive("optimizer.eps", eps);
             }
             Algorithm::Sgd { momentum, nesterov } => {
                 faults.fraction("optimizer.momentum", momentum);
@@ -257,6 +277,9 @@ mod tests {
     const LAMB: &str =
         "name = \"lamb\"\nlr = 5e-3\nweight_decay = 0\nbeta1 = 0.9\nbeta2 = 0.99\neps = 1e-6\n";
 
+    const MUON: &str = "name = \"muon\"\nlr = 1e-3\nweight_decay = 0.05\nmomentum = 0.95\nnesterov = true\nbeta1 = 0.9\n\
+        beta2 = 0.95\neps = 1e-7\n";
+
     fn read(text: &str) -> Result<OptimizerRecipe, toml::de::Error> {
         toml::from_str(text)
     }
@@ -277,6 +300,7 @@ mod tests {
             (SGD, Algorithm::Sgd { momentum: 0.9, nesterov: true }),
             (LION, Algorithm::Lion { beta1: 0.9, beta2: 0.99 }),
             (LAMB, Algorithm::Lamb { beta1: 0.9, beta2: 0.99, eps: 1e-6 }),
+            (MUON, Algorithm::Muon { momentum: 0.95, nesterov: true, beta1: 0.9, beta2: 0.95, eps: 1e-7 }),
         ] {
             let recipe = read(text).unwrap();
             assert_eq!((recipe.algorithm, recipe.layer_decay), (algorithm, None));
@@ -305,6 +329,9 @@ mod tests {
             (LAMB, "0.99", "nan", "optimizer.beta2"),
             (LION, "0.99", "-0.1", "optimizer.beta2"),
             (ADAMW, "1e-8", "0.0", "optimizer.eps"),
+            (MUON, "momentum = 0.95", "momentum = 1", "optimizer.momentum"),
+            (MUON, "beta2 = 0.95", "beta2 = -1", "optimizer.beta2"),
+            (MUON, "1e-7", "0", "optimizer.eps"),
             (ADAMW, "lr = 1e-3", "lr = nan", "optimizer.lr"),
             (ADAMW, "weight_decay = 0.05", "weight_decay = -1", "optimizer.weight_decay"),
             (ADAMW, "lr = 1e-3", "lr = 1e-3\nlayer_decay = 1.5", "optimizer.layer_decay"),

@@ -16,7 +16,9 @@
 
 #include <cstddef>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <unordered_map>
 
 using namespace torch_ext;
 
@@ -56,6 +58,17 @@ constexpr int THREAD_LOCAL = 1;
 
 const c10::impl::DeviceGuardImplInterface &cuda() { return *c10::impl::getDeviceGuardImpl(at::kCUDA); }
 
+// The stream that a card's graphs are captured on: always the same, because cuBLAS keeps a workspace for every stream.
+c10::Stream capture_stream(c10::Device device) {
+  static std::mutex mutex;
+  static std::unordered_map<c10::DeviceIndex, c10::Stream> streams;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto known = streams.find(device.index());
+  if (known != streams.end())
+    return known->second;
+  return streams.emplace(device.index(), cuda().getStreamFromGlobalPool(device, /*isHighPriority=*/false)).first->second;
+}
+
 struct Graph {
   // Room for a CUDAGraph of libtorch 2.11, which takes less than half of it.
   alignas(std::max_align_t) std::byte graph[1024];
@@ -86,7 +99,7 @@ int torch_ext_graph_begin(int device, Graph **result) noexcept {
     const auto of = device_of(device);
     if (!is_cuda_here(of) || !members())
       throw ArgumentError("there are no CUDA graphs for this device");
-    auto graph = std::make_unique<Graph>(cuda().getStreamFromGlobalPool(of, /*isHighPriority=*/false));
+    auto graph = std::make_unique<Graph>(capture_stream(of));
     cuda().synchronizeDevice(of.index());
     graph->capturing = std::make_unique<c10::StreamGuard>(graph->stream);
     members()->capture_begin(graph->graph, c10::MempoolId_t{0, 0}, THREAD_LOCAL);

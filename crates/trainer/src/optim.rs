@@ -2,6 +2,7 @@
 
 pub mod ema;
 pub mod loss;
+mod muon;
 pub mod optimizer;
 pub mod precision;
 pub mod schedule;

@@ -42,7 +42,8 @@ pub fn network_bytes(recipe: &Recipe, architecture: &Architecture) -> u64 {
     let kept = match recipe.optimizer.algorithm {
         Algorithm::Sgd { momentum: 0.0, .. } => 0,
         Algorithm::Sgd { .. } | Algorithm::Lion { .. } => 1,
-        Algorithm::AdamW { .. } | Algorithm::Lamb { .. } => 2,
+        // Muon keeps less of matrices.
+        Algorithm::AdamW { .. } | Algorithm::Lamb { .. } | Algorithm::Muon { .. } => 2,
     };
     4 * architecture.facts.params * (2 + kept + u64::from(recipe.ema.is_some()))
 }

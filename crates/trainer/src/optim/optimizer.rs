@@ -1,4 +1,4 @@
-//! The recipe's optimiser: AdamW, SGD, LAMB or Lion over groups of tensors, with its state by name.
+//! The recipe's optimiser: AdamW, SGD, LAMB, Lion or Muon over groups of tensors, with its state by name.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ use torch_ext::{
 
 use crate::Error;
 use crate::network::registry::Architecture;
+use crate::optim::muon;
 
 /// The state's name of the number of updates.
 const STEP: &str = "step";
@@ -24,13 +25,14 @@ const STEP: &str = "step";
 /// - SGD is PyTorch's without dampening: weight decay is added to the gradient.
 /// - LAMB is timm's `Lamb` with `max_grad_norm=None`; tensors without weight decay have no trust ratio.
 /// - Lion is timm's `Lion`.
+/// - Muon is timm's `Muon` with its defaults (see [`muon`]), in f32 where timm computes in bf16. Other tensors than those
+///   it is made for move by AdamW, with Nesterov's step too, where timm takes NAdamW.
 ///
 /// A tensor without a gradient is left alone. AdamW and LAMB correct all means by the number of updates of the whole
 /// optimiser, where PyTorch counts for each tensor and timm's LAMB for each group; that differs for a tensor whose
 /// first gradient is not the first update's.
 #[derive(Debug)]
 pub struct Optimizer {
-    algorithm: Algorithm,
     /// Updates so far.
     steps: u64,
     groups: Vec<Group>,
@@ -39,6 +41,7 @@ pub struct Optimizer {
 /// Tensors with the same numbers, sorted by name.
 #[derive(Debug)]
 struct Group {
+    algorithm: Algorithm,
     weight_decay: f64,
     /// What the schedule's rate is multiplied by.
     lr_factor: f64,
@@ -70,7 +73,7 @@ fn state_names(algorithm: Algorithm) -> &'static [&'static str] {
     match algorithm {
         Algorithm::AdamW { .. } | Algorithm::Lamb { .. } => &["exp_avg", "exp_avg_sq"],
         Algorithm::Sgd { momentum: 0.0, .. } => &[],
-        Algorithm::Sgd { .. } => &["momentum"],
+        Algorithm::Sgd { .. } | Algorithm::Muon { .. } => &["momentum"],
         Algorithm::Lion { .. } => &["exp_avg"],
     }
 }
@@ -79,6 +82,18 @@ fn state_names(algorithm: Algorithm) -> &'static [&'static str] {
 fn is_weight(name: &str, tensor: &Tensor, embeddings: &[&str]) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     tensor.dim() > 1 && !embeddings.contains(&last)
+}
+
+/// What a tensor moves by.
+fn algorithm_of(recipe: Algorithm, name: &str, tensor: &Tensor, embeddings: &[&str]) -> Algorithm {
+    match recipe {
+        Algorithm::Muon { beta1, beta2, eps, .. }
+            if !(is_weight(name, tensor, embeddings) && muon::is_suitable(&tensor.size())) =>
+        {
+            Algorithm::AdamW { beta1, beta2, eps, scale_decay_by_lr: true }
+        }
+        other => other,
+    }
 }
 
 impl Optimizer {
@@ -93,13 +108,12 @@ impl Optimizer {
     /// # Errors
     /// libtorch's refusal.
     pub fn new(vs: &VarStore, architecture: &Architecture, recipe: &OptimizerRecipe) -> Result<Self, Error> {
-        let algorithm = recipe.algorithm;
         let tensors: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
         let config = architecture.config.as_ref();
         let layers: Vec<i64> = tensors.keys().map(|name| config.layer_id(name)).collect();
         let last = layers.iter().copied().max().unwrap_or(0);
 
-        let mut groups: BTreeMap<(i64, bool), Group> = BTreeMap::new();
+        let mut groups: BTreeMap<(i64, bool, bool), Group> = BTreeMap::new();
         for ((name, tensor), layer) in tensors.into_iter().zip(layers) {
             if !tensor.requires_grad() {
                 continue;
@@ -109,14 +123,16 @@ impl Optimizer {
                 Some(decay) => (layer, decay.powf((last - layer) as f64)),
                 None => (0, 1.0),
             };
+            let algorithm = algorithm_of(recipe.algorithm, &name, &tensor, config.embeddings());
             let states = state_names(algorithm).iter().map(|_| tensor.f_zeros_like());
             let states = states.collect::<Result<_, _>>()?;
             let weight_decay = if decays { recipe.weight_decay } else { 0.0 };
-            let group = groups.entry((depth, decays));
-            let group = group.or_insert_with(|| Group { weight_decay, lr_factor, slots: Vec::new() });
+            let group = groups.entry((depth, decays, algorithm == recipe.algorithm));
+            let group =
+                group.or_insert_with(|| Group { algorithm, weight_decay, lr_factor, slots: Vec::new() });
             group.slots.push(Slot { name, tensor, states });
         }
-        Ok(Self { algorithm, steps: 0, groups: groups.into_values().collect() })
+        Ok(Self { steps: 0, groups: groups.into_values().collect() })
     }
 
     /// Handles to the tensors that it updates.
@@ -138,74 +154,29 @@ impl Optimizer {
         }
         for (group, mut list) in self.groups.iter().zip(lists) {
             if !list.params.is_empty() {
-                no_grad(|| self.update(&mut list, lr * group.lr_factor, group.weight_decay))?;
+                let lr = lr * group.lr_factor;
+                no_grad(|| update(group.algorithm, self.steps, &mut list, lr, group.weight_decay))?;
             }
         }
         self.steps += 1;
         Ok(())
     }
 
-    fn update(&self, list: &mut Lists, lr: f64, weight_decay: f64) -> Result<(), Error> {
-        let Lists { params, grads, first, second } = list;
-        match self.algorithm {
-            Algorithm::AdamW { beta1, beta2, eps, scale_decay_by_lr } => {
-                let mut adam = Adam { lr: lr.into(), beta1, beta2, weight_decay, eps };
-                if !scale_decay_by_lr && weight_decay != 0.0 {
-                    foreach_mul_(params, 1.0 - weight_decay)?;
-                    adam.weight_decay = 0.0;
-                }
-                // Written on the device: a copy from the host would wait.
-                let steps = Tensor::f_full([0i64; 0], self.steps as f64, (Kind::Float, params[0].device()))?;
-                fused_adamw_(params, grads, first, second, &mut [steps], &adam)?;
-            }
-            Algorithm::Sgd { momentum, nesterov } => {
-                let sgd = Sgd { lr: lr.into(), momentum, weight_decay, nesterov };
-                fused_sgd_(params, grads, first, false, &sgd)?;
-            }
-            Algorithm::Lamb { beta1, beta2, eps } => {
-                foreach_lerp_(first, grads, 1.0 - beta1)?;
-                foreach_mul_(second, beta2)?;
-                let squares = grads.iter().map(Tensor::f_square).collect::<Result<Vec<_>, _>>()?;
-                foreach_add_(second, &squares, 1.0 - beta2)?;
-                let steps = (self.steps + 1) as f64;
-                let (correction1, correction2) = (1.0 - beta1.powf(steps), 1.0 - beta2.powf(steps));
-                let direction = |(m, v): (&Tensor, &Tensor)| {
-                    let root = v.f_sqrt()?.f_div_scalar_(correction2.sqrt())?.f_add_scalar_(eps)?;
-                    m.f_div_scalar(correction1)?.f_div_(&root)
-                };
-                let directions = first.iter().zip(&*second).map(direction);
-                let mut directions = directions.collect::<Result<Vec<_>, TchError>>()?;
-                if weight_decay != 0.0 {
-                    foreach_add_(&mut directions, params, weight_decay)?;
-                    let ratios = trust_ratios(params, &directions)?;
-                    for (direction, ratio) in directions.iter_mut().zip(ratios) {
-                        let _ = direction.f_mul_(&ratio)?;
-                    }
-                }
-                foreach_add_(params, &directions, -lr)?;
-            }
-            Algorithm::Lion { beta1, beta2 } => {
-                foreach_mul_(params, 1.0 - lr * weight_decay)?;
-                let lerp = |(m, grad): (&Tensor, &Tensor)| m.f_lerp(grad, 1.0 - beta1)?.f_sign_();
-                let directions = first.iter().zip(&*grads).map(lerp).collect::<Result<Vec<_>, _>>()?;
-                foreach_add_(params, &directions, -lr)?;
-                foreach_lerp_(first, grads, 1.0 - beta2)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Everything a step depends on besides tensors, gradients and rate, by name: `exp_avg.NAME` and
-    /// `exp_avg_sq.NAME` (AdamW, LAMB; the first for Lion too), `momentum.NAME` (SGD with momentum), as handles to the
-    /// tensors themselves, and `step` (AdamW, LAMB), the number of updates as f32 without dimensions.
+    /// `exp_avg_sq.NAME` (AdamW, LAMB; the first for Lion too), `momentum.NAME` (SGD with momentum, Muon), as handles to
+    /// the tensors themselves, and `step` (all but SGD and Lion), the number of updates as f32 without dimensions.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::new();
-        for slot in self.groups.iter().flat_map(|group| &group.slots) {
-            for (kind, tensor) in state_names(self.algorithm).iter().zip(&slot.states) {
-                state.insert(format!("{kind}.{}", slot.name), tensor.shallow_clone());
+        let mut counts = false;
+        for Group { algorithm, slots, .. } in &self.groups {
+            counts |= !matches!(algorithm, Algorithm::Sgd { .. } | Algorithm::Lion { .. });
+            for slot in slots {
+                for (kind, tensor) in state_names(*algorithm).iter().zip(&slot.states) {
+                    state.insert(format!("{kind}.{}", slot.name), tensor.shallow_clone());
+                }
             }
         }
-        if matches!(self.algorithm, Algorithm::AdamW { .. } | Algorithm::Lamb { .. }) {
+        if counts {
             state.insert(STEP.to_owned(), Tensor::from(self.steps as f32));
         }
         state
@@ -250,6 +221,73 @@ impl Group {
         }
         Ok(lists)
     }
+}
+
+/// The update of a group's tensors before which so many were made.
+fn update(
+    algorithm: Algorithm,
+    made: u64,
+    list: &mut Lists,
+    lr: f64,
+    weight_decay: f64,
+) -> Result<(), Error> {
+    let Lists { params, grads, first, second } = list;
+    match algorithm {
+        Algorithm::AdamW { beta1, beta2, eps, scale_decay_by_lr } => {
+            let mut adam = Adam { lr: lr.into(), beta1, beta2, weight_decay, eps };
+            if !scale_decay_by_lr && weight_decay != 0.0 {
+                foreach_mul_(params, 1.0 - weight_decay)?;
+                adam.weight_decay = 0.0;
+            }
+            // Written on the device: a copy from the host would wait.
+            let steps = Tensor::f_full([0i64; 0], made as f64, (Kind::Float, params[0].device()))?;
+            fused_adamw_(params, grads, first, second, &mut [steps], &adam)?;
+        }
+        Algorithm::Sgd { momentum, nesterov } => {
+            let sgd = Sgd { lr: lr.into(), momentum, weight_decay, nesterov };
+            fused_sgd_(params, grads, first, false, &sgd)?;
+        }
+        Algorithm::Lamb { beta1, beta2, eps } => {
+            foreach_lerp_(first, grads, 1.0 - beta1)?;
+            foreach_mul_(second, beta2)?;
+            let squares = grads.iter().map(Tensor::f_square).collect::<Result<Vec<_>, _>>()?;
+            foreach_add_(second, &squares, 1.0 - beta2)?;
+            let steps = (made + 1) as f64;
+            let (correction1, correction2) = (1.0 - beta1.powf(steps), 1.0 - beta2.powf(steps));
+            let direction = |(m, v): (&Tensor, &Tensor)| {
+                let root = v.f_sqrt()?.f_div_scalar_(correction2.sqrt())?.f_add_scalar_(eps)?;
+                m.f_div_scalar(correction1)?.f_div_(&root)
+            };
+            let directions = first.iter().zip(&*second).map(direction);
+            let mut directions = directions.collect::<Result<Vec<_>, TchError>>()?;
+            if weight_decay != 0.0 {
+                foreach_add_(&mut directions, params, weight_decay)?;
+                let ratios = trust_ratios(params, &directions)?;
+                for (direction, ratio) in directions.iter_mut().zip(ratios) {
+                    let _ = direction.f_mul_(&ratio)?;
+                }
+            }
+            foreach_add_(params, &directions, -lr)?;
+        }
+        Algorithm::Muon { momentum, nesterov, eps, .. } => {
+            foreach_mul_(params, 1.0 - lr * weight_decay)?;
+            foreach_lerp_(first, grads, 1.0 - momentum)?;
+            let along = |(grad, mean): (&Tensor, &Tensor)| match nesterov {
+                true => grad.f_lerp(mean, momentum),
+                false => Ok(mean.shallow_clone()),
+            };
+            let directions = grads.iter().zip(&*first).map(along).collect::<Result<Vec<_>, _>>()?;
+            foreach_add_(params, &muon::orthogonal(&directions, eps)?, -lr)?;
+        }
+        Algorithm::Lion { beta1, beta2 } => {
+            foreach_mul_(params, 1.0 - lr * weight_decay)?;
+            let lerp = |(m, grad): (&Tensor, &Tensor)| m.f_lerp(grad, 1.0 - beta1)?.f_sign_();
+            let directions = first.iter().zip(&*grads).map(lerp).collect::<Result<Vec<_>, _>>()?;
+            foreach_add_(params, &directions, -lr)?;
+            foreach_lerp_(first, grads, 1.0 - beta2)?;
+        }
+    }
+    Ok(())
 }
 
 /// LAMB's factor of each direction: the length of the tensor over that of the direction, 1 if either is 0. The

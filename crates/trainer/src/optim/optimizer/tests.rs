@@ -139,6 +139,33 @@ fn every_update_is_that_of_pytorch_and_timm() {
     }
 }
 
+#[test]
+fn muon_is_that_of_timm() {
+    let golden: Value = serde_json::from_str(include_str!("../../../tests/golden/muon.json")).unwrap();
+    let all = tensors(&golden, &golden["start"]);
+    for case in golden["cases"].as_array().unwrap() {
+        let names: Vec<&str> = case["names"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let of_case = |mut tensors: BTreeMap<String, Tensor>| {
+            tensors.retain(|name, _| names.contains(&name.as_str()));
+            tensors
+        };
+        let nesterov = case["nesterov"].as_bool().unwrap();
+        let recipe = with(Algorithm::Muon { momentum: 0.95, nesterov, beta1: 0.9, beta2: 0.95, eps: 1e-7 });
+        let copies = all.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect();
+        let mut setup = Setup::new(&of_case(copies), &recipe);
+        let steps = golden["gradients"].as_array().unwrap().iter().zip(floats(&golden["rates"]));
+        for ((gradients, lr), want) in steps.zip(case["after"].as_array().unwrap()) {
+            setup.update(&of_case(tensors(&golden, gradients)), lr, None);
+            for (got, want) in setup.values().iter().zip(floats(want)) {
+                assert!((got - want).abs() < 2e-5, "nesterov {nesterov}: {got} {want}");
+            }
+        }
+        let state: Vec<String> = setup.optimizer.state().into_keys().collect();
+        let states = if nesterov { 3 } else { 2 * 2 + 3 + 1 };
+        assert_eq!(state.len(), if nesterov { states + 1 } else { states }, "{state:?}");
+    }
+}
+
 /// Gradients and rates of three updates; at a rate of 0 only the unscaled decay acts.
 const UPDATES: [(f64, f64); 3] = [(1.0, 1e-3), (-2.0, 2e-3), (0.5, 0.0)];
 
