@@ -1,7 +1,8 @@
 //! What programs that know several architectures ask a CCT's configuration.
 
 use core_layers::{
-    ConfigError, Facts, Model, ModelConfig, Resample, Variants, number_after, resize_position_embedding,
+    ConfigError, Facts, Model, ModelConfig, PublicWeights, Resample, Variants, number_after,
+    resize_position_embedding,
 };
 use tch::Tensor;
 use tch::nn::Path;
@@ -9,7 +10,37 @@ use tch::nn::Path;
 use crate::config::CctConfig;
 
 /// The architecture, for programs that know several.
-pub const FAMILY: Variants<CctConfig> = Variants { family: "cct", named: CctConfig::VARIANTS };
+pub const FAMILY: Variants<CctConfig> =
+    Variants { family: "cct", named: CctConfig::VARIANTS, published: PUBLISHED };
+
+/// The authors', with the licence of their repository.
+const PUBLISHED: &[PublicWeights] = &[
+    PublicWeights {
+        variant: "cct_7_3x1_32",
+        source: "https://shi-labs.com/projects/cct/checkpoints/pretrained/cct_7_3x1_32_cifar10_300epochs.pth",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "cct_7_3x1_32_sine",
+        source: "https://shi-labs.com/projects/cct/checkpoints/pretrained/cct_7_3x1_32_sine_cifar10_5000epochs.pth",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "cct_7_3x1_32_c100",
+        source: "https://shi-labs.com/projects/cct/checkpoints/pretrained/cct_7_3x1_32_cifar100_300epochs.pth",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "cct_14_7x2_224",
+        source: "https://shi-labs.com/projects/cct/checkpoints/pretrained/cct_14_7x2_224_imagenet.pth",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "cct_14_7x2_384",
+        source: "https://shi-labs.com/projects/cct/checkpoints/finetuned/cct_14_7x2_384_imagenet.pth",
+        license: "Apache-2.0",
+    },
+];
 
 impl ModelConfig for CctConfig {
     fn facts(&self) -> Result<Facts, ConfigError> {

@@ -1,13 +1,24 @@
 //! What programs that know several architectures ask a ConvMixer's configuration.
 
-use core_layers::{ConfigError, Facts, Model, ModelConfig, Variants, number_after};
+use core_layers::{ConfigError, Facts, Model, ModelConfig, PublicWeights, Variants, number_after};
 use tch::nn::Path;
 
 use crate::config::ConvMixerConfig;
 
 /// The architecture, for programs that know several.
 pub const FAMILY: Variants<ConvMixerConfig> =
-    Variants { family: "convmixer", named: ConvMixerConfig::VARIANTS };
+    Variants { family: "convmixer", named: ConvMixerConfig::VARIANTS, published: PUBLISHED };
+
+/// On the hub by timm, with the licence that timm 1.0.31 gives.
+const PUBLISHED: &[PublicWeights] = &[
+    PublicWeights { variant: "convmixer_768_32", source: "hf:timm/convmixer_768_32.in1k", license: "MIT" },
+    PublicWeights {
+        variant: "convmixer_1024_20_ks9_p14",
+        source: "hf:timm/convmixer_1024_20_ks9_p14.in1k",
+        license: "MIT",
+    },
+    PublicWeights { variant: "convmixer_1536_20", source: "hf:timm/convmixer_1536_20.in1k", license: "MIT" },
+];
 
 impl ModelConfig for ConvMixerConfig {
     fn facts(&self) -> Result<Facts, ConfigError> {

@@ -132,6 +132,18 @@ impl<T: Serialize> ToJson for T {
     }
 }
 
+/// Weights of a network that its authors or others have published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PublicWeights {
+    /// The variant they are for.
+    #[serde(skip)]
+    pub variant: &'static str,
+    /// Where they are: on the Hugging Face hub (`hf:ORG/NAME`), or a file's address.
+    pub source: &'static str,
+    /// The licence of the weights, by its SPDX identifier.
+    pub license: &'static str,
+}
+
 /// An architecture: its named variants, and its configurations as they stand in files.
 pub trait Family: Sync {
     /// The architecture's name; its recipes are `recipes/<preset>/<name>.toml`.
@@ -142,6 +154,9 @@ pub trait Family: Sync {
 
     /// The variant of this name.
     fn variant(&self, name: &str) -> Option<Box<dyn ModelConfig>>;
+
+    /// Published weights for the variant of this name, if there are such.
+    fn public_weights(&self, name: &str) -> Option<&'static PublicWeights>;
 
     /// A configuration from its fields, of the right types but not checked otherwise.
     ///
@@ -157,6 +172,8 @@ pub struct Variants<C: 'static> {
     pub family: &'static str,
     /// Every variant with a name.
     pub named: &'static [Variant<C>],
+    /// Published weights, one for a variant at most.
+    pub published: &'static [PublicWeights],
 }
 
 /// A named configuration of an architecture.
@@ -180,6 +197,10 @@ impl<C: ModelConfig + DeserializeOwned> Family for Variants<C> {
     fn variant(&self, name: &str) -> Option<Box<dyn ModelConfig>> {
         let found = self.named.iter().find(|variant| variant.name == name)?;
         Some(Box::new((found.config)()))
+    }
+
+    fn public_weights(&self, name: &str) -> Option<&'static PublicWeights> {
+        self.published.iter().find(|weights| weights.variant == name)
     }
 
     fn parse(&self, fields: &Value) -> Result<Box<dyn ModelConfig>, serde_json::Error> {

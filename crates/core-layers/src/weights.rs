@@ -1,14 +1,18 @@
-//! Named tensors as safetensors files: read strictly, written one tensor at a time.
+//! Named tensors as safetensors files: read strictly, written one tensor at a time; and those in PyTorch checkpoints, read as
+//! data.
 //!
 //! [`load`] takes a file into a network. Its steps can be had one by one: [`WeightsFile::open`] reads the header,
 //! [`WeightsFile::fit`] compares it with a network, [`WeightsFile::load`] copies the values. A file that is wrong is
 //! refused before its tensors are read, and each byte is read once: what is hashed is what is loaded.
 
+mod entry;
 mod error;
 mod file;
 mod fit;
 mod names;
 mod other;
+mod pickle;
+mod torch;
 mod write;
 
 use std::collections::BTreeMap;
@@ -40,8 +44,8 @@ pub struct Loaded {
     pub sha256: String,
 }
 
-/// Loads the safetensors file at `path` into the network of `config`, whose tensors are in `vs`: every tensor of the network must
-/// be in the file with its shape, and nothing else may be. See [`WeightsFile::fit`] for what counts as the same.
+/// Loads the safetensors file or PyTorch checkpoint at `path` into the network of `config`, whose tensors are in `vs`: every
+/// tensor of the network must be in the file with its shape, and nothing else may be. See [`WeightsFile::fit`] for what counts as the same.
 ///
 /// # Errors
 /// A file that cannot be read or is something else, tensors that are not the network's, or values that are not finite. The

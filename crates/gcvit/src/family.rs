@@ -1,13 +1,43 @@
 //! What programs that know several architectures ask a GCViT's configuration.
 
-use core_layers::{ConfigError, Facts, Model, ModelConfig, Variants, number_after};
+use core_layers::{ConfigError, Facts, Model, ModelConfig, PublicWeights, Variants, number_after};
 use tch::nn::Path;
 
 use crate::config::GcVitConfig;
 use crate::names::official_name;
 
 /// The architecture, for programs that know several.
-pub const FAMILY: Variants<GcVitConfig> = Variants { family: "gcvit", named: GcVitConfig::VARIANTS };
+pub const FAMILY: Variants<GcVitConfig> =
+    Variants { family: "gcvit", named: GcVitConfig::VARIANTS, published: PUBLISHED };
+
+/// NVIDIA's, under the names that timm 1.0.31 gives their tensors; the licence is that of NVIDIA's repository.
+const PUBLISHED: &[PublicWeights] = &[
+    PublicWeights {
+        variant: "gcvit_xxtiny",
+        source: "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights-morevit/gcvit_xxtiny_224_nvidia-d1d86009.pth",
+        license: "CC-BY-NC-SA-4.0",
+    },
+    PublicWeights {
+        variant: "gcvit_xtiny",
+        source: "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights-morevit/gcvit_xtiny_224_nvidia-274b92b7.pth",
+        license: "CC-BY-NC-SA-4.0",
+    },
+    PublicWeights {
+        variant: "gcvit_tiny",
+        source: "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights-morevit/gcvit_tiny_224_nvidia-ac783954.pth",
+        license: "CC-BY-NC-SA-4.0",
+    },
+    PublicWeights {
+        variant: "gcvit_small",
+        source: "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights-morevit/gcvit_small_224_nvidia-4e98afa2.pth",
+        license: "CC-BY-NC-SA-4.0",
+    },
+    PublicWeights {
+        variant: "gcvit_base",
+        source: "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights-morevit/gcvit_base_224_nvidia-f009139b.pth",
+        license: "CC-BY-NC-SA-4.0",
+    },
+];
 
 impl ModelConfig for GcVitConfig {
     fn facts(&self) -> Result<Facts, ConfigError> {

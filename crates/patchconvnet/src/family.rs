@@ -1,13 +1,42 @@
 //! What programs that know several architectures ask a PatchConvNet's configuration.
 
-use core_layers::{ConfigError, Facts, Model, ModelConfig, Variants, number_after};
+use core_layers::{ConfigError, Facts, Model, ModelConfig, PublicWeights, Variants, number_after};
 use tch::nn::Path;
 
 use crate::config::{ClassTokens, Design, PatchConvNetConfig};
 
 /// The architecture, for programs that know several.
 pub const FAMILY: Variants<PatchConvNetConfig> =
-    Variants { family: "patchconvnet", named: PatchConvNetConfig::VARIANTS };
+    Variants { family: "patchconvnet", named: PatchConvNetConfig::VARIANTS, published: PUBLISHED };
+
+/// The authors', with the licence that their page on these networks gives.
+const PUBLISHED: &[PublicWeights] = &[
+    PublicWeights {
+        variant: "patchconvnet_s60",
+        source: "https://dl.fbaipublicfiles.com/deit/s60_224_1k.pth",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "patchconvnet_s120",
+        source: "https://dl.fbaipublicfiles.com/deit/s120_224_1k.pth",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "patchconvnet_b60",
+        source: "https://dl.fbaipublicfiles.com/deit/b60_224_1k.pth",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "patchconvnet_b120",
+        source: "https://dl.fbaipublicfiles.com/deit/b120_224_1k.pth",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "patchconvnet_s60_multi",
+        source: "https://dl.fbaipublicfiles.com/deit/s60_multi_scratch_1k.pth",
+        license: "Apache-2.0",
+    },
+];
 
 impl ModelConfig for PatchConvNetConfig {
     fn facts(&self) -> Result<Facts, ConfigError> {

@@ -230,7 +230,8 @@ impl Select {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InitialWeights {
-    /// A safetensors file; its path is UTF-8, or a recipe could not hold it.
+    /// A safetensors file or a PyTorch checkpoint; its path is UTF-8, or a recipe could not hold it. Or weights on the
+    /// Hugging Face hub, `hf:ORG/NAME@COMMIT/FILE`.
     pub file: PathBuf,
     /// Its SHA-256 in lower-case hexadecimal; another file is refused.
     pub sha256: String,

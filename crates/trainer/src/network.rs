@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod forward;
+pub mod hub;
 pub mod registry;
 pub mod summary;
 pub mod weights;

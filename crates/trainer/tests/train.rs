@@ -283,7 +283,10 @@ fn weights_that_cannot_be_evaluated_are_named() {
         || trainer().args(["evaluate", "--weights"]).arg(&file).output().expect("the trainer starts");
     assert!(error_line(&evaluate(), 1).contains("mine.safetensors"));
     fs::write(&file, "not safetensors").expect("it can be written");
-    assert!(error_line(&evaluate(), 1).contains("not a safetensors file; expected one"));
+    assert!(
+        error_line(&evaluate(), 1)
+            .contains("neither a safetensors file nor a PyTorch checkpoint; expected one")
+    );
     fs::write(&file, b"\x02\0\0\0\0\0\0\0{}").expect("it can be written");
     assert!(error_line(&evaluate(), 1).contains("do not say which network"));
 }
@@ -364,6 +367,13 @@ fn the_list_can_be_filtered_and_read_by_programs() {
         list.as_array().into_iter().flatten().filter_map(|row| row["model"].as_str()).collect();
     assert_eq!(names, ["convmixer_1536_20", "convmixer_1536_20_k3_p7"]);
     assert_eq!(list[0]["params"], 51_625_960);
+    let published = serde_json::json!({ "source": "hf:timm/convmixer_1536_20.in1k", "license": "MIT" });
+    assert_eq!(
+        (&list[0]["public_weights"], &list[1]["public_weights"]),
+        (&published, &serde_json::Value::Null)
+    );
+    let table = trainer().args(["list", "convmixer_1536_20"]).output().expect("the trainer starts");
+    assert!(stdout(&table).contains(" hf:timm/convmixer_1536_20.in1k (MIT) |"), "{}", stdout(&table));
     let none = trainer().args(["list", "resnet*"]).output().expect("the trainer starts");
     assert!(error_line(&none, 2).contains("no model matches"));
 }

@@ -1,7 +1,8 @@
 //! What programs that know several architectures ask a Vision Transformer's configuration.
 
 use core_layers::{
-    ConfigError, Facts, Model, ModelConfig, Resample, Variants, number_after, resize_position_embedding,
+    ConfigError, Facts, Model, ModelConfig, PublicWeights, Resample, Variants, number_after,
+    resize_position_embedding,
 };
 use tch::Tensor;
 use tch::nn::Path;
@@ -9,7 +10,92 @@ use tch::nn::Path;
 use crate::config::VitConfig;
 
 /// The architecture, for programs that know several.
-pub const FAMILY: Variants<VitConfig> = Variants { family: "vit", named: VitConfig::VARIANTS };
+pub const FAMILY: Variants<VitConfig> =
+    Variants { family: "vit", named: VitConfig::VARIANTS, published: PUBLISHED };
+
+/// On the hub by timm, with the licence that timm 1.0.31 gives; those of `orig_in21k` have no head.
+const PUBLISHED: &[PublicWeights] = &[
+    PublicWeights {
+        variant: "vit_tiny_patch16_224",
+        source: "hf:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_tiny_patch16_384",
+        source: "hf:timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_small_patch32_224",
+        source: "hf:timm/vit_small_patch32_224.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_small_patch32_384",
+        source: "hf:timm/vit_small_patch32_384.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_small_patch16_224",
+        source: "hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_small_patch16_384",
+        source: "hf:timm/vit_small_patch16_384.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_base_patch32_224",
+        source: "hf:timm/vit_base_patch32_224.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_base_patch32_384",
+        source: "hf:timm/vit_base_patch32_384.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_base_patch16_224",
+        source: "hf:timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_base_patch16_384",
+        source: "hf:timm/vit_base_patch16_384.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_base_patch8_224",
+        source: "hf:timm/vit_base_patch8_224.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_large_patch32_224",
+        source: "hf:timm/vit_large_patch32_224.orig_in21k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_large_patch32_384",
+        source: "hf:timm/vit_large_patch32_384.orig_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_large_patch16_224",
+        source: "hf:timm/vit_large_patch16_224.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_large_patch16_384",
+        source: "hf:timm/vit_large_patch16_384.augreg_in21k_ft_in1k",
+        license: "Apache-2.0",
+    },
+    PublicWeights {
+        variant: "vit_huge_patch14_224",
+        source: "hf:timm/vit_huge_patch14_224.orig_in21k",
+        license: "Apache-2.0",
+    },
+];
 
 impl ModelConfig for VitConfig {
     fn facts(&self) -> Result<Facts, ConfigError> {

@@ -1,18 +1,20 @@
 //! A weights file, opened once: its header first, its tensors when they are asked for.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
+use super::entry::Entry;
 use super::error::{Problem, WeightsError};
-use super::{first_few, other};
+use super::{first_few, other, torch};
 
 /// The metadata key under which a file from this project's trainer describes itself, as a JSON object. Its `class_names` are
 /// the names of the classes in the order of the logits.
@@ -24,17 +26,29 @@ const LENGTH: u64 = 8;
 /// The longest header there may be, as in every other reader of the format.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// A safetensors file with a valid header and the length that it says.
+/// A safetensors file or a PyTorch checkpoint, with a valid header and the length that it says.
 #[derive(Debug)]
 pub struct WeightsFile {
     path: PathBuf,
     /// `None` if all bytes were there from the start.
     file: Option<File>,
-    /// Bytes up to the end of the header.
-    head: Vec<u8>,
-    header: Metadata,
+    size: usize,
+    header: Header,
     /// All bytes, once somebody asked for a tensor or the digest.
     bytes: OnceCell<Vec<u8>>,
+}
+
+/// What is known of a file before its tensors are read.
+#[derive(Debug)]
+struct Header {
+    /// The bytes that say it, and where they begin.
+    start: usize,
+    bytes: Vec<u8>,
+    tensors: BTreeMap<String, Entry>,
+    /// What the file says of itself.
+    card: Option<String>,
+    /// What of it is not read.
+    notes: Vec<String>,
 }
 
 /// The part of a description that a head depends on.
@@ -47,7 +61,8 @@ impl WeightsFile {
     /// Opens a file and reads its header, and no more of it.
     ///
     /// # Errors
-    /// A file that cannot be read, is cut or too long, or is no safetensors file: then with what it is instead.
+    /// A file that cannot be read, is cut or too long, is a checkpoint of more than tensors and plain values, or is neither
+    /// a safetensors file nor a PyTorch checkpoint: then with what it is instead.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let fail = |problem| WeightsError { path: path.to_owned(), problem };
         let kind = fs::metadata(path).map_err(|error| fail(error.into()))?;
@@ -57,8 +72,9 @@ impl WeightsFile {
         }
         let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
         let (size, mut file) = opened.map_err(|error| fail(error.into()))?;
-        let (head, header) = read_head(&mut file, size).map_err(fail)?;
-        Ok(Self { path: path.to_owned(), file: Some(file), head, header, bytes: OnceCell::new() })
+        let header = read_header(&mut file, size).map_err(fail)?;
+        let size = usize::try_from(size).map_err(|error| fail(Problem::File(error.to_string())))?;
+        Ok(Self { path: path.to_owned(), file: Some(file), size, header, bytes: OnceCell::new() })
     }
 
     /// The same of the bytes of a file that is in memory already; errors call it `path`.
@@ -66,9 +82,10 @@ impl WeightsFile {
     /// # Errors
     /// Those of [`Self::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, WeightsError> {
-        let read = read_head(&mut Cursor::new(&bytes), bytes.len() as u64);
-        let (head, header) = read.map_err(|problem| WeightsError { path: path.to_owned(), problem })?;
-        Ok(Self { path: path.to_owned(), file: None, head, header, bytes: bytes.into() })
+        let size = bytes.len();
+        let read = read_header(&mut Cursor::new(&bytes), size as u64);
+        let header = read.map_err(|problem| WeightsError { path: path.to_owned(), problem })?;
+        Ok(Self { path: path.to_owned(), file: None, size, header, bytes: bytes.into() })
     }
 
     /// Where the file is.
@@ -86,7 +103,7 @@ impl WeightsFile {
 
     /// What the file says of itself under [`CARD_KEY`].
     pub fn card(&self) -> Option<&str> {
-        self.header.metadata().as_ref()?.get(CARD_KEY).map(String::as_str)
+        self.header.card.as_deref()
     }
 
     /// The names of the classes in the order of the logits, if the file gives them.
@@ -100,43 +117,55 @@ impl WeightsFile {
     /// # Errors
     /// No such tensor, one of another than a floating type, or a file that can no longer be read.
     pub fn tensor(&self, name: &str) -> Result<Tensor, WeightsError> {
-        let info = self.header.info(name).ok_or_else(|| {
-            let mut names = self.header.offset_keys();
-            names.sort();
+        let entry = self.header.tensors.get(name).ok_or_else(|| {
+            let names: Vec<&String> = self.header.tensors.keys().collect();
             let there = if names.is_empty() { "none".to_owned() } else { first_few(&names) };
             self.wrong(format!("it has no tensor {name:?}; it has {there}"))
         })?;
-        let kind = floating(info.dtype)
-            .ok_or_else(|| self.wrong(format!("{name} holds {:?}, expected a floating type", info.dtype)))?;
-        let (start, end) = info.data_offsets;
-        let bytes = &self.bytes()?[self.head.len()..][start..end];
-        let tensor = Tensor::f_from_data_size(bytes, &shape(info), kind);
+        let kind = floating(entry.dtype)
+            .ok_or_else(|| self.wrong(format!("{name} holds {:?}, expected a floating type", entry.dtype)))?;
+        let bytes = &self.bytes()?[entry.bytes.clone()];
+        let tensor = match &entry.strides {
+            None => Tensor::f_from_data_size(bytes, &entry.shape, kind),
+            Some(strides) => {
+                let count = (bytes.len() / kind.elt_size_in_bytes()) as i64;
+                Tensor::f_from_data_size(bytes, &[count], kind)
+                    .and_then(|numbers| numbers.f_as_strided(&entry.shape, strides, 0)?.f_contiguous())
+            }
+        };
         tensor.and_then(|tensor| tensor.f_to_kind(Kind::Float)).map_err(|error| self.error(error))
     }
 
     /// Name, shape and type of every tensor.
     pub(super) fn contents(&self) -> impl Iterator<Item = (String, Vec<i64>, Dtype)> {
-        self.header.tensors().into_iter().map(|(name, info)| (name, shape(info), info.dtype))
+        self.header.tensors.iter().map(|(name, entry)| (name.clone(), entry.shape.clone(), entry.dtype))
     }
 
-    /// The file's bytes, those after the header read at the first call.
+    /// What of the file is not read, and which part is.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.header.notes
+    }
+
+    /// The file's bytes, read at the first call. Those of the header are the ones that were read before.
     pub(super) fn bytes(&self) -> Result<&[u8], WeightsError> {
         if let Some(bytes) = self.bytes.get() {
             return Ok(bytes);
         }
-        let length = self.head.len() + self.header.data_len();
         let mut bytes = Vec::new();
         bytes
-            .try_reserve_exact(length)
-            .map_err(|_| self.wrong(format!("there is no memory for its {length} bytes")))?;
-        bytes.extend_from_slice(&self.head);
+            .try_reserve_exact(self.size)
+            .map_err(|_| self.wrong(format!("there is no memory for its {} bytes", self.size)))?;
         if let Some(mut file) = self.file.as_ref() {
-            file.seek(SeekFrom::Start(self.head.len() as u64))
-                .and_then(|_| file.take(self.header.data_len() as u64).read_to_end(&mut bytes))
+            file.seek(SeekFrom::Start(0))
+                .and_then(|_| file.take(self.size as u64).read_to_end(&mut bytes))
                 .map_err(|error| self.error(error))?;
         }
-        if bytes.len() != length {
+        if bytes.len() != self.size {
             return Err(self.wrong("it became shorter while it was read; start again when it is whole"));
+        }
+        let Header { start, bytes: header, .. } = &self.header;
+        if bytes.get(*start..).is_none_or(|rest| !rest.starts_with(header)) {
+            return Err(self.wrong("it changed while it was read; start again when it is whole"));
         }
         Ok(self.bytes.get_or_init(|| bytes))
     }
@@ -150,13 +179,16 @@ impl WeightsFile {
     }
 }
 
-/// The bytes of a safetensors file up to the end of its header, and the header.
-fn read_head(file: &mut (impl Read + Seek), size: u64) -> Result<(Vec<u8>, Metadata), Problem> {
+/// What a safetensors file or a PyTorch checkpoint says of its tensors.
+fn read_header(file: &mut (impl Read + Seek), size: u64) -> Result<Header, Problem> {
     let mut start = Vec::new();
     file.by_ref().take(LENGTH + 1).read_to_end(&mut start)?;
     let length = start.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     let looks_right = start.get(LENGTH as usize) == Some(&b'{') && length <= LONGEST_HEADER;
     if !looks_right || length > size.saturating_sub(LENGTH) {
+        if let Some(torch::Checkpoint { head: (start, bytes), tensors, notes }) = torch::read(file, size)? {
+            return Ok(Header { start, bytes, tensors, card: None, notes });
+        }
         return Err(Problem::File(match other::kind(file, size)? {
             Some(kind) => kind,
             None if looks_right => {
@@ -177,7 +209,7 @@ fn read_head(file: &mut (impl Read + Seek), size: u64) -> Result<(Vec<u8>, Metad
     let whole = head.len() as u64 + header.data_len() as u64;
     let again = "copy or download it again";
     match size.checked_sub(whole) {
-        Some(0) => Ok((head, header)),
+        Some(0) => Ok(of_safetensors(head, &header)),
         None => Err(Problem::File(format!("cut short: {size} of {whole} bytes; {again}"))),
         Some(more) => Err(Problem::File(format!(
             "{more} bytes too many: by its header this safetensors file has {whole}, not {size}; {again}"
@@ -196,7 +228,15 @@ pub(super) fn floating(dtype: Dtype) -> Option<Kind> {
     }
 }
 
-/// A size past what libtorch can count is the largest it can, and fits nothing.
-fn shape(info: &TensorInfo) -> Vec<i64> {
-    info.shape.iter().map(|&size| i64::try_from(size).unwrap_or(i64::MAX)).collect()
+fn of_safetensors(head: Vec<u8>, header: &Metadata) -> Header {
+    let tensors = header.tensors().into_iter().map(|(name, info)| {
+        let (start, end) = info.data_offsets;
+        // A size past what libtorch can count is the largest it can, and fits nothing.
+        let shape = info.shape.iter().map(|&size| i64::try_from(size).unwrap_or(i64::MAX)).collect();
+        let bytes = head.len() + start..head.len() + end;
+        (name, Entry { dtype: info.dtype, shape, strides: None, bytes })
+    });
+    let tensors = tensors.collect();
+    let card = header.metadata().as_ref().and_then(|metadata| metadata.get(CARD_KEY).cloned());
+    Header { start: 0, bytes: head, tensors, card, notes: Vec::new() }
 }

@@ -63,6 +63,7 @@ impl WeightsFile {
         let mut contents: BTreeMap<String, _> = theirs.iter().cloned().zip(about).collect();
         let Names { found, mut notes, prefix } =
             match_names(theirs, config, network).map_err(|problem| self.wrong(problem))?;
+        notes.splice(..0, self.notes().iter().cloned());
         let mut network = network.clone();
         let mut found: BTreeMap<String, Stored> = found
             .into_iter()

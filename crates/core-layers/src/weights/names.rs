@@ -7,7 +7,8 @@ use crate::ModelConfig;
 
 /// What training scripts wrap a network's tensors in, the one to prefer first: an average of the weights
 /// is what their authors publish numbers for.
-const WRAPPERS: [&str; 5] = ["state_dict_ema.", "model_ema.", "state_dict.", "model.", "module."];
+pub(super) const WRAPPERS: [&str; 6] =
+    ["state_dict_ema.", "model_ema.", "state_dict.", "model_state_dict.", "model.", "module."];
 
 /// What `torch.compile` adds before the names of a module's tensors, which may be one inside the network.
 const COMPILED: &str = "_orig_mod.";
@@ -59,6 +60,9 @@ pub(super) fn match_names(
 fn unwrap(theirs: Vec<String>, notes: &mut Vec<String>) -> Result<BTreeMap<String, String>, String> {
     let twice = |name: &str, what: &str| format!("it has {name} both with and without {what:?}");
     let mut found = BTreeMap::new();
+    if theirs.iter().any(|name| name.contains(COMPILED)) {
+        notes.push(format!("{COMPILED:?}, which torch.compile adds to names, was taken off"));
+    }
     for name in theirs {
         let plain = name.replace(COMPILED, "");
         if found.insert(plain.clone(), name).is_some() {
@@ -78,12 +82,11 @@ fn unwrap(theirs: Vec<String>, notes: &mut Vec<String>) -> Result<BTreeMap<Strin
                 return Err(twice(&name, WRAPPERS[best]));
             }
         }
-        if others > 0 {
-            notes.push(format!(
-                "read were the tensors under {:?}; {others} under another prefix were not",
-                WRAPPERS[best]
-            ));
-        }
+        let wrapper = WRAPPERS[best];
+        notes.push(match others {
+            0 => format!("the wrapper {wrapper:?} of the names was taken off"),
+            _ => format!("read were the tensors under {wrapper:?}; {others} under another prefix were not"),
+        });
         found = inner;
     }
     Ok(found)

@@ -9,11 +9,11 @@ use serde_json::Value;
 use super::first_few;
 
 /// Of a file that is nothing known.
-pub(super) const UNKNOWN: &str =
-    "not a safetensors file; expected one, as safetensors.torch.save_file writes it";
+pub(super) const UNKNOWN: &str = "neither a safetensors file nor a PyTorch checkpoint; expected one, as \
+                                  safetensors.torch.save_file or torch.save write it";
 
-/// What to do with a pickle.
-const RESAVE: &str = "save its state_dict with safetensors.torch.save_file and give that";
+/// What to do with a pickle that torch.save did not write.
+const RESAVE: &str = "save its state_dict with torch.save or safetensors.torch.save_file and give that";
 
 /// What to do with weights of another program.
 const REWRITE: &str = "write its arrays under this network's tensor names as safetensors";
@@ -40,7 +40,8 @@ const MAGIC: [(&[u8], &str); 9] = [
 /// A directory, a pipe or a device.
 pub(super) fn not_a_file(path: &Path, kind: &Metadata) -> String {
     if !kind.is_dir() {
-        return "neither a file nor a link to one; give a safetensors file".to_owned();
+        return "neither a file nor a link to one; give a safetensors file or a PyTorch checkpoint"
+            .to_owned();
     }
     let is_weights = |name: &String| name.ends_with(".safetensors");
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
@@ -73,7 +74,7 @@ pub(super) fn kind(file: &mut (impl Read + Seek), size: u64) -> io::Result<Optio
     }
     Ok(match start.as_slice() {
         // The first opcode of a pickle names its protocol.
-        [0x80, 1..=5, ..] => with("a PyTorch checkpoint (pickle)", RESAVE),
+        [0x80, 1..=5, ..] => with("a pickle, but not as torch.save writes it", RESAVE),
         [0x89, b'H', b'D', b'F', ..] => with("an HDF5 file, as Keras saves (.h5)", REWRITE),
         [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => with("a NumPy array (.npy)", REWRITE),
         [_, _, _, _, b'T', b'F', b'L', b'3', ..] => with("a TensorFlow Lite model", REWRITE),
@@ -108,7 +109,7 @@ fn zip(start: &[u8], end: &[u8]) -> String {
          give that"
             .to_owned()
     } else if first.ends_with(".pkl") || has(b"/data.pkl") {
-        format!("a PyTorch checkpoint (pickle in a zip); {RESAVE}")
+        "a PyTorch checkpoint that is damaged or cut short; copy or download it again".to_owned()
     } else if first.ends_with(".npy") || has(b".npy") {
         format!("NumPy arrays (.npz); {REWRITE}")
     } else if has(b"model.weights.h5") {
@@ -184,8 +185,8 @@ mod tests {
         let index = br#"{"metadata":{},"weight_map":{"a":"m-2.safetensors","b":"m-1.safetensors","c":"m-1.safetensors"}}"#;
         for (bytes, words) in [
             (&[] as &[u8], "an empty file"),
-            (&zip_of(&["w/data.pkl", "w/byteorder", "w/data/0"]), "a PyTorch checkpoint (pickle in a zip)"),
-            (&zip_of(&["w/version", "w/data.pkl"]), "a PyTorch checkpoint (pickle in a zip)"),
+            (&zip_of(&["w/data.pkl", "w/byteorder", "w/data/0"]), "a PyTorch checkpoint that is damaged"),
+            (&zip_of(&["w/version", "w/data.pkl"]), "a PyTorch checkpoint that is damaged"),
             (&zip_of(&["w/data.pkl", "w/code/__torch__.py", "w/constants.pkl"]), "a TorchScript program"),
             (&zip_of(&["arr_0.npy"]), "NumPy arrays (.npz)"),
             (&zip_of(&["metadata.json", "config.json", "model.weights.h5"]), "a Keras model"),
@@ -193,9 +194,9 @@ mod tests {
             (b"PK\x03\x04", "a zip archive; unpack"),
             (
                 b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
-                "a PyTorch checkpoint (pickle); save its state_dict",
+                "a pickle, but not as torch.save writes it; save its state_dict",
             ),
-            (b"\x80\x05\x95", "a PyTorch checkpoint (pickle); save its state_dict"),
+            (b"\x80\x05\x95", "a pickle, but not as torch.save writes it; save its state_dict"),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "`git lfs pull` fetches it"),
             (pages, "a web page"),
             (b"<?xml version=\"1.0\"?><Error/>", "a web page"),

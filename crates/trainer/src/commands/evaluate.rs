@@ -20,8 +20,8 @@ use super::{DataArgs, listen, say_json};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Weights file or directory of a run [default: the newest finished run].
-    #[arg(long, value_name = "FILE")]
+    /// Weights of a run: its directory, a file, or hf:ORG/NAME[@REVISION][/FILE] [default: the newest finished run].
+    #[arg(long, value_name = "WEIGHTS")]
     weights: Option<PathBuf>,
     /// Split to evaluate [default: test, or all of an undivided folder other than the one trained on].
     #[arg(long, value_enum)]

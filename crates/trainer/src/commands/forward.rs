@@ -13,8 +13,9 @@ use super::NetworkArgs;
 pub struct Args {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Weights; with --num-classes, a head of another size is left at its initial values.
-    #[arg(long, value_name = "FILE")]
+    /// Weights: a safetensors file, a PyTorch checkpoint, a run's directory, or hf:ORG/NAME[@REVISION][/FILE];
+    /// with --num-classes, a head of another size is left at its initial values.
+    #[arg(long, value_name = "WEIGHTS")]
     weights: PathBuf,
     /// File with a tensor `input` [B, 3, H, W], resized and normalised as the network expects.
     #[arg(long, value_name = "FILE")]

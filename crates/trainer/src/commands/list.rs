@@ -1,6 +1,6 @@
 //! `list`: the networks.
 
-use core_layers::Facts;
+use core_layers::{Facts, PublicWeights};
 use run_record::grouped;
 use serde::Serialize;
 use serde_json::Value;
@@ -27,11 +27,19 @@ struct Entry<'a> {
     #[serde(flatten)]
     facts: &'a Facts,
     config: Value,
+    /// null where there are none.
+    public_weights: Option<&'static PublicWeights>,
 }
 
 impl<'a> Entry<'a> {
     fn of(network: &'a Architecture) -> Self {
-        Self { model: &network.model, facts: &network.facts, config: network.config.to_json() }
+        let public_weights = registry::public_weights(&network.model);
+        Self {
+            model: &network.model,
+            facts: &network.facts,
+            config: network.config.to_json(),
+            public_weights,
+        }
     }
 }
 
@@ -59,8 +67,11 @@ pub fn run(args: &Args) -> Result<(), Error> {
             facts.num_classes.to_string(),
         ];
         let [params, macs, image, classes] = numbers;
-        [model, facts.family.to_owned(), params, macs, image, classes]
+        let published = registry::public_weights(&model);
+        let published =
+            published.map_or_else(String::new, |weights| format!("{} ({})", weights.source, weights.license));
+        [model, facts.family.to_owned(), params, macs, image, classes, published]
     });
-    show(&table(["model", "family", "params", "MACs", "image", "classes"], 2, rows));
+    show(&table(["model", "family", "params", "MACs", "image", "classes", "public weights"], 2, rows));
     Ok(())
 }

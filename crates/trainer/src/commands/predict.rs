@@ -22,8 +22,8 @@ pub struct Args {
     /// paths.
     #[arg(required = true, value_name = "PICTURE")]
     pictures: Vec<PathBuf>,
-    /// Weights of a run, or its directory [default: those of the newest finished run].
-    #[arg(long, value_name = "FILE")]
+    /// Weights of a run: its directory, a file, or hf:ORG/NAME[@REVISION][/FILE] [default: those of the newest finished run].
+    #[arg(long, value_name = "WEIGHTS")]
     weights: Option<PathBuf>,
     /// Classes to name.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]

@@ -15,8 +15,9 @@ use super::{RecipeArgs, listen};
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Initial weights; the head is re-initialised for other classes.
-    #[arg(long, value_name = "FILE")]
+    /// Initial weights: a safetensors file, a PyTorch checkpoint, a run's directory, or hf:ORG/NAME[@REVISION][/FILE];
+    /// the head is re-initialised for other classes.
+    #[arg(long, value_name = "WEIGHTS")]
     weights: Option<PathBuf>,
     /// Run directory [default: results/runs/<model>--<preset>--s<seed>].
     #[arg(long, value_name = "RUN_DIR")]

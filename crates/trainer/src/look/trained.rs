@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use data_cifar::{ChannelStats, RgbImage, fit};
 use image::imageops::{self, FilterType};
-use run_record::layout::{BEST, LAST, RECORD, RUNS};
+use run_record::layout::{RECORD, RUNS};
 use run_record::{CropMode, DatasetName, FolderRecipe, Interpolation, Recipe, RunRecord, STATUS_COMPLETE};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
@@ -37,12 +37,12 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// The network of a weights file, or of a run's directory.
+    /// The network of weights that [`weights::locate`] finds.
     ///
     /// # Errors
-    /// A file that is no weights file of this project, or is damaged.
+    /// Those of that, or a file that is no weights file of this project, or is damaged.
     pub fn open(path: &Path, device: Device) -> Result<Self, Error> {
-        let path = if path.is_dir() { weights_of_run(path)? } else { path.to_owned() };
+        let path = weights::locate(path)?.path;
         let file = WeightsFile::open(&path)?;
         let card = Card::of(&file)?;
         let vs = VarStore::new(device);
@@ -165,7 +165,7 @@ pub fn newest_weights(root: &Path) -> Result<PathBuf, Error> {
         // What cannot be read is no finished run.
         let record = fs::read_to_string(run.join(RECORD)).ok();
         let record = record.and_then(|text| RunRecord::parse(&text).ok());
-        if let (Some(record), Ok(weights)) = (record, weights_of_run(&run))
+        if let (Some(record), Ok(weights)) = (record, weights::of_run(&run))
             && record.result.status == STATUS_COMPLETE
         {
             finished.push((record.result.started_at, weights));
@@ -177,13 +177,5 @@ pub fn newest_weights(root: &Path) -> Result<PathBuf, Error> {
              cargo xtask train --model convmixer_reference --preset quick",
             runs.display()
         ))
-    })
-}
-
-fn weights_of_run(run: &Path) -> Result<PathBuf, Error> {
-    let kept = [BEST, LAST].map(|name| run.join(name));
-    kept.into_iter().find(|path| path.is_file()).ok_or_else(|| Error::Weights {
-        path: run.to_owned(),
-        problem: format!("this directory holds no {BEST} and no {LAST}; give a run's directory, or a file"),
     })
 }

@@ -11,8 +11,8 @@ use crate::network::registry::Architecture;
 use crate::network::weights::{self, Head, WeightsFile};
 use crate::process::paths::check_output;
 
-/// Runs the images in `input`, a safetensors file with a tensor `input` `[B, 3, H, W]`, exactly as the
-/// network is to see them, through the network with the given weights. `output` becomes a safetensors file
+/// Runs the images in `input`, a safetensors file (or a PyTorch checkpoint) with a tensor `input` `[B, 3, H, W]`, exactly as the
+/// network is to see them, through the network with the weights that [`weights::locate`] finds. `output` becomes a safetensors file
 /// with `logits` `[B, K]`, `features`, and `attention` `[B, heads or 1, h, w]` where the network has it.
 /// Returned are notes on how the weights were read.
 ///
@@ -26,7 +26,8 @@ pub fn forward(
     output: &Path,
     device: Device,
 ) -> Result<Vec<String>, Error> {
-    check_output(output, &[weights, input])?;
+    let located = weights::locate(weights)?.path;
+    check_output(output, &[&located, input])?;
     let images = WeightsFile::open(input)?.tensor("input")?;
     let side = architecture.facts.image_size;
     match images.size().as_slice() {
@@ -44,7 +45,7 @@ pub fn forward(
     }
     let vs = VarStore::new(device);
     let network = architecture.init(&vs.root())?;
-    let notes = weights::load(&vs, architecture, weights, head)?;
+    let notes = weights::load(&vs, architecture, &located, head)?;
     let images = images.f_to_device(device)?;
     let tensors = tch::no_grad(|| {
         let features = network.forward_features(&images, false);

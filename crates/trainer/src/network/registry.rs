@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use core_layers::{Facts, Family, Model, ModelConfig};
+use core_layers::{Facts, Family, Model, ModelConfig, PublicWeights};
 use run_record::FieldValue;
 use serde_json::Value;
 use tch::nn::Path;
@@ -89,6 +89,11 @@ pub fn names() -> Vec<&'static str> {
     FAMILIES.iter().flat_map(|family| family.variants()).collect()
 }
 
+/// Published weights for the variant of this name, if there are such.
+pub fn public_weights(name: &str) -> Option<&'static PublicWeights> {
+    FAMILIES.iter().find_map(|family| family.public_weights(name))
+}
+
 /// The variant of this name.
 ///
 /// # Errors
@@ -129,6 +134,23 @@ mod tests {
                 let again = from_config(family.name(), name, &found.config.to_json()).unwrap();
                 assert_eq!(again.config.to_json(), found.config.to_json());
             }
+        }
+    }
+
+    #[test]
+    fn published_weights_are_of_known_variants_from_places_that_can_be_given() {
+        let published: Vec<&PublicWeights> = names().into_iter().filter_map(public_weights).collect();
+        // One missing would be of a name that no variant has.
+        let families = [&cct::FAMILY.published, &gcvit::FAMILY.published, &patchconvnet::FAMILY.published];
+        let others = [&vit::FAMILY.published, &convmixer::FAMILY.published];
+        assert_eq!(published.len(), families.into_iter().chain(others).map(|list| list.len()).sum::<usize>());
+        for PublicWeights { variant, source, license } in published {
+            let known = source.starts_with("https://") && source.ends_with(".pth")
+                || source.parse::<crate::network::hub::Reference>().is_ok();
+            assert!(
+                known && ["Apache-2.0", "MIT", "CC-BY-NC-SA-4.0"].contains(license),
+                "{variant}: {source}"
+            );
         }
     }
 

@@ -13,6 +13,7 @@ use crate::Error;
 use crate::data::presentation::Presentation;
 use crate::data::source::{self, Listing, Purpose, Source};
 use crate::network::build::{architecture, check_batch_norm, network_bytes, seed_initial_weights};
+use crate::network::hub::Reference;
 use crate::network::registry::Architecture;
 use crate::network::weights::{self, Head, WeightsFile};
 use crate::optim::schedule::LearningRate;
@@ -240,27 +241,46 @@ fn initial_weights(
     recipe: &mut Recipe,
     run: Option<&RunDir>,
 ) -> Result<Option<WeightsFile>, Error> {
-    let Some(file) = &request.weights else { return Ok(None) };
+    let Some(asked) = &request.weights else { return Ok(None) };
+    let began = run.and_then(|run| run.recipe().ok().flatten()).and_then(|recipe| recipe.initial_weights);
+    let located = match (weights::locate(asked), &began) {
+        (Ok(located), _) => located,
+        (Err(error), Some(began)) => {
+            let same = match (Reference::of(asked)?, Reference::of(&began.file)?) {
+                (Some(asked), Some(began)) => asked.may_be(&began),
+                _ => false,
+            };
+            if !same {
+                return Err(error);
+            }
+            recipe.initial_weights = Some(began.clone());
+            return Ok(None);
+        }
+        (Err(error), None) => return Err(error),
+    };
+    let (path, on_hub) = (located.path, located.hub.is_some());
     // The recipe is to be repeatable from anywhere.
-    let absolute = fs::canonicalize(file).or_else(|_| std::path::absolute(file)).map_err(Error::io(file))?;
-    if let Some(run) = run
-        && let Some(began) = run.recipe().ok().flatten().and_then(|recipe| recipe.initial_weights)
-        && began.file == absolute
-        && (!absolute.exists() || run.holds(&absolute))
+    let file = match located.hub {
+        Some(exact) => exact.to_string().into(),
+        None => fs::canonicalize(&path).or_else(|_| std::path::absolute(&path)).map_err(Error::io(&path))?,
+    };
+    if let (Some(run), Some(began)) = (run, began)
+        && began.file == file
+        && (!path.exists() || run.holds(&path))
     {
         recipe.initial_weights = Some(began);
         return Ok(None);
     }
-    if absolute.to_str().is_none() {
+    if file.to_str().is_none() {
         return Err(Error::Usage(format!(
             "{}: this path is not UTF-8, and a recipe names the weights it starts from as text; rename the file, or copy it \
              to a path that is",
-            absolute.display()
+            file.display()
         )));
     }
-    let weights = WeightsFile::open(&absolute)?;
+    let weights = WeightsFile::open(if on_hub { &path } else { &file })?;
     let sha256 = weights.sha256()?;
-    recipe.initial_weights = Some(InitialWeights { file: absolute, sha256 });
+    recipe.initial_weights = Some(InitialWeights { file, sha256 });
     Ok(Some(weights))
 }
 
@@ -279,7 +299,8 @@ fn build(
     let Some((InitialWeights { file, sha256 }, opened, class_names)) = initial else {
         return Ok((vs, network));
     };
-    let weights = opened.map_or_else(|| WeightsFile::open(file), Ok)?;
+    let weights =
+        opened.map_or_else(|| Ok::<_, Error>(WeightsFile::open(&weights::locate(file)?.path)?), Ok)?;
     let found = weights.sha256()?;
     if found != *sha256 {
         let problem = format!("its SHA-256 is {found}, the recipe's initial weights have {sha256}");

@@ -95,7 +95,7 @@ fn damaged_files_are_errors_before_their_tensors_are_read() {
     let header = 8 + u64::from_le_bytes(length.try_into().unwrap()) as usize;
     for (cut, words) in [
         (0, "an empty file; copy or download it again".to_owned()),
-        (7, "not a safetensors file; expected one, as safetensors.torch.save_file writes it".to_owned()),
+        (7, "neither a safetensors file nor a PyTorch checkpoint; expected one, as safetensors.torch.save_file".to_owned()),
         (9, format!("cut short: 9 bytes, and its header alone takes {header};")),
         (header - 1, format!("cut short: {} bytes, and its header alone takes {header};", header - 1)),
         (header, format!("cut short: {header} of {whole} bytes; copy or download it again")),
@@ -283,25 +283,30 @@ fn reload(rename: impl Fn(&str) -> Vec<String>, head: Head<'_>, classes: i64) ->
 
 #[test]
 fn wrapped_weights_are_unwrapped_and_the_averaged_ones_preferred() {
-    let none: [&str; 0] = [];
-    for prefix in [
-        "module.",
-        "model.",
-        "state_dict.module.",
-        "model_ema.module.",
-        "_orig_mod.",
-        "_orig_mod.module.",
-        "module._orig_mod.",
-        "state_dict._orig_mod.",
+    let taken = |wrapper: &str| format!("the wrapper {wrapper:?} of the names was taken off");
+    let compiled = "\"_orig_mod.\", which torch.compile adds to names, was taken off".to_owned();
+    for (prefix, notes) in [
+        ("module.", vec![taken("module.")]),
+        ("model.", vec![taken("model.")]),
+        ("model_state_dict.", vec![taken("model_state_dict.")]),
+        ("state_dict.module.", vec![taken("state_dict."), taken("module.")]),
+        ("model_ema.module.", vec![taken("model_ema."), taken("module.")]),
+        ("_orig_mod.", vec![compiled.clone()]),
+        ("_orig_mod.module.", vec![compiled.clone(), taken("module.")]),
+        ("state_dict._orig_mod.", vec![compiled.clone(), taken("state_dict.")]),
     ] {
-        assert_eq!(reload(|name| vec![format!("{prefix}{name}")], Head::Same, 10).unwrap(), none, "{prefix}");
+        assert_eq!(
+            reload(|name| vec![format!("{prefix}{name}")], Head::Same, 10).unwrap(),
+            notes,
+            "{prefix}"
+        );
     }
     let both = |name: &str| vec![format!("state_dict_ema.{name}"), format!("state_dict.{name}")];
     let notes = reload(both, Head::Same, 10).unwrap();
     assert!(notes.len() == 1 && notes[0].contains("under \"state_dict_ema.\""), "{notes:?}");
     // Compiled may be a part of the network only.
     let inside = |name: &str| vec![name.replace("blocks.0.", "blocks.0._orig_mod.")];
-    assert_eq!(reload(inside, Head::Same, 10).unwrap(), none);
+    assert_eq!(reload(inside, Head::Same, 10).unwrap(), [compiled]);
     // A tensor outside the wrapper is still one too many.
     let stray =
         |name: &str| vec![if name == "head.bias" { "bias".to_owned() } else { format!("model.{name}") }];
@@ -328,6 +333,7 @@ fn a_prefix_of_all_names_is_taken_off_if_the_rest_fits() {
     };
     let notes = reload(headless, Head::OfSize, 7).unwrap();
     let expected = [
+        "the wrapper \"model.\" of the names was taken off",
         "the prefix \"backbone.\" of all names was taken off",
         "the file has no head; drawn anew: head.bias, head.weight",
     ];
