@@ -3,7 +3,7 @@ their logits for `trainer`.
 
 Versions used: torch 2.11.0, timm 1.0.31.
     pip install torch==2.11.0 timm==1.0.31
-    python -P docs/parity/torch_checkpoints.py   (-P: beside it lies a statistics.py that is not Python's)
+    python docs/parity/torch_checkpoints.py
 """
 
 import argparse
