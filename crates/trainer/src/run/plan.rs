@@ -266,7 +266,7 @@ fn initial_weights(
     };
     if let (Some(run), Some(began)) = (run, began)
         && began.file == file
-        && (!path.exists() || run.holds(&path))
+        && (!path.exists() || run.holds(&file))
     {
         recipe.initial_weights = Some(began);
         return Ok(None);
