@@ -231,7 +231,7 @@ fn weights_on_the_hub_are_downloaded_once() {
     };
 
     let early = error_line(&run("hf:org/net", &MIXER, true), 1);
-    let words = "hf:org/net: model.safetensors nor pytorch_model.bin is not in";
+    let words = "hf:org/net: there is neither model.safetensors nor pytorch_model.bin in";
     assert!(early.contains(words) && early.contains("HF_HUB_OFFLINE keeps from downloading"), "{early}");
     assert!(hub.asked().is_empty());
 
@@ -262,8 +262,12 @@ fn weights_on_the_hub_are_downloaded_once() {
     assert!(hub.asked().contains(&"/org/net/resolve/v2/sub/vit.pt 0-".to_owned()));
 
     for (weights, code, words) in [
-        ("hf:org/net/none.safetensors", 1, "no such revision, or no none.safetensors in it"),
-        ("hf:org/net@v3", 1, "no such revision, or no model.safetensors nor pytorch_model.bin in it"),
+        ("hf:org/net/none.safetensors", 1, "no such revision, or there is no none.safetensors in it"),
+        (
+            "hf:org/net@v3",
+            1,
+            "no such revision, or there is neither model.safetensors nor pytorch_model.bin in it",
+        ),
         ("hf:org/other", 1, "the hub refuses it (status 401)"),
         ("hf:org", 2, "expected hf:ORG/NAME,"),
         ("hf:org/../net", 2, "expected hf:ORG/NAME,"),

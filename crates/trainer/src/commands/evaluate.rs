@@ -211,7 +211,7 @@ impl Report {
             let [precision, recall, f1] = [precision, recall, f1].map(percent);
             [name.clone(), images.to_string(), precision, recall, f1]
         });
-        lines.push(table(["class", "images", "precision", "recall", "F1"], 1, rows));
+        lines.push(table(["class", "images", "precision", "recall", "F1"], 1..5, rows));
         let mut mistakes: Vec<(u64, usize, usize)> =
             self.cells().filter(|(n, a, b)| *n > 0 && a != b).collect();
         mistakes.sort_by(|a, b| b.0.cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));

@@ -68,10 +68,14 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ];
         let [params, macs, image, classes] = numbers;
         let published = registry::public_weights(&model);
-        let published =
-            published.map_or_else(String::new, |weights| format!("{} ({})", weights.source, weights.license));
+        // Of a web address the file's name: --json has all of it.
+        let published = published.map_or_else(String::new, |weights| {
+            let source =
+                weights.source.strip_prefix("https://").and_then(|address| address.rsplit('/').next());
+            format!("{} ({})", source.unwrap_or(weights.source), weights.license)
+        });
         [model, facts.family.to_owned(), params, macs, image, classes, published]
     });
-    show(&table(["model", "family", "params", "MACs", "image", "classes", "public weights"], 2, rows));
+    show(&table(["model", "family", "params", "MACs", "image", "classes", "public weights"], 2..6, rows));
     Ok(())
 }

@@ -78,7 +78,7 @@ pub fn table(classes: &[ClassCounts]) -> String {
     let rows = classes.iter().map(|ClassCounts { name, train, validation, test }| {
         [name.clone(), train.to_string(), validation.to_string(), test.to_string()]
     });
-    table::table(["class", "train", "validation", "test"], 1, rows) + "\n"
+    table::table(["class", "train", "validation", "test"], 1..4, rows) + "\n"
 }
 
 /// What a picture of training images is made by.

@@ -112,11 +112,15 @@ impl Reference {
         {
             return self.fetched(path, file);
         }
-        let named = files.join(" nor ");
+        let named = if files.len() > 1 {
+            format!("neither {}", files.join(" nor "))
+        } else {
+            format!("no {}", files[0])
+        };
         if offline() {
             let place = cache.path().display();
             return Err(self.wrong(format!(
-                "{named} is not in {place}, and HF_HUB_OFFLINE keeps from downloading it; unset that, or give a file"
+                "there is {named} in {place}, and HF_HUB_OFFLINE keeps from downloading it; unset that, or give a file"
             )));
         }
         let api = ApiBuilder::from_env().with_retries(RETRIES).with_progress(io::stderr().is_terminal());
@@ -131,8 +135,9 @@ impl Reference {
                 Err(error) => return Err(self.failed(&error)),
             }
         }
-        Err(self
-            .wrong(format!("the hub has no such revision, or no {named} in it; name another after a slash")))
+        Err(self.wrong(format!(
+            "the hub has no such revision, or there is {named} in it; name another after a slash"
+        )))
     }
 
     /// The file is in `snapshots/COMMIT/FILE`.

@@ -126,7 +126,7 @@ impl Summary {
             [name, kind, shape(&layer.output), params(layer), grouped(layer.macs)]
         });
         let rows = std::iter::once(input).chain(rows);
-        let layers = table(["layer", "kind", "output", "params", "MACs"], 3, rows);
+        let layers = table(["layer", "kind", "output", "params", "MACs"], 3..5, rows);
         format!(
             "{layers}\n{}: {} parameters ({} trainable, {} not), {} multiply-accumulates per image",
             self.model,

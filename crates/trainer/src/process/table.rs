@@ -1,13 +1,15 @@
 //! Tables for people.
 
+use std::ops::Range;
+
 use comfy_table::{CellAlignment, Table, presets};
 use run_record::visible;
 
-/// A table under a header, the first `left` columns of text and the others of numbers. Names in it are shown
+/// A table under a header, whose columns `numbers` are of numbers and the others of text. Names in it are shown
 /// [`visible`].
 pub fn table<const N: usize>(
     header: [&str; N],
-    left: usize,
+    numbers: Range<usize>,
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
     let mut table = Table::new();
@@ -15,7 +17,7 @@ pub fn table<const N: usize>(
     for row in rows {
         table.add_row(row.iter().map(|cell| visible(cell)));
     }
-    for column in table.column_iter_mut().skip(left) {
+    for column in table.column_iter_mut().take(numbers.end).skip(numbers.start) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table.to_string()
@@ -29,6 +31,6 @@ mod tests {
     fn numbers_stand_on_the_right_and_names_break_no_line() {
         let rows = [["a\nb", "1"], ["c", "1,000"]].map(|row| row.map(str::to_owned));
         let want = "| name | images |\n|------|--------|\n| a\\nb |      1 |\n| c    |  1,000 |";
-        assert_eq!(table(["name", "images"], 1, rows), want);
+        assert_eq!(table(["name", "images"], 1..2, rows), want);
     }
 }
