@@ -35,7 +35,7 @@ fn main() -> Result<(), String> {
     build.link_lib_modifier("+whole-archive");
     // libtorch's vectors inside a tensor iterator; the compiler cannot see that they are written.
     build.flag_if_supported("-Wno-maybe-uninitialized");
-    build.files(["src/torch_ext.cpp", "src/ops.cpp", "src/cuda_graph.cpp", "src/frozen.cpp"]);
+    build.files(["src/torch_ext.cpp", "src/ops.cpp", "src/cuda_graph.cpp", "src/frozen.cpp", "src/jit.cpp"]);
     build.try_compile("torch_ext").map_err(|error| error.to_string())?;
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
     let sets = INSTRUCTION_SETS.iter().take(if x86 { INSTRUCTION_SETS.len() } else { 1 });

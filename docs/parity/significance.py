@@ -1,4 +1,4 @@
-"""Intervals and tests of the results page and of comparisons by statsmodels and SciPy, for the tests of `report`.
+"""Intervals and tests of the results page and of comparisons by statsmodels and SciPy, for the tests of `report` and `run-record`.
 
 pip install statsmodels==0.14.5 scipy==1.17.1
 """

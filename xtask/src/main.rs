@@ -87,6 +87,13 @@ enum Task {
         after_help = "Examples:\n  cargo xtask explain --help\n  cargo xtask explain photo.jpg"
     )]
     Explain(Passed),
+    /// Write a trained network for other programs; the arguments are the trainer's
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask export --help\n  \
+                            cargo xtask export results/runs/convmixer_reference--quick--s0 --format onnx --normalize-inside --out convmixer.onnx"
+    )]
+    Export(Passed),
     /// List the models; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -206,6 +213,7 @@ fn run(task: Task) -> Result<u8> {
         | Task::Evaluate(_)
         | Task::Predict(_)
         | Task::Explain(_)
+        | Task::Export(_)
         | Task::List(_)
         | Task::Summary(_)
         | Task::Forward(_)

@@ -1,6 +1,9 @@
 //! What programs that know several architectures ask a ConvMixer's configuration.
 
-use core_layers::{ConfigError, Facts, Model, ModelConfig, PublicWeights, Variants, number_after};
+use core_layers::{
+    Activation, ConfigError, Facts, Model, ModelConfig, PublicWeights, Timm, Variants, number_after,
+};
+use serde_json::json;
 use tch::nn::Path;
 
 use crate::config::ConvMixerConfig;
@@ -19,6 +22,9 @@ const PUBLISHED: &[PublicWeights] = &[
     },
     PublicWeights { variant: "convmixer_1536_20", source: "hf:timm/convmixer_1536_20.in1k", license: "MIT" },
 ];
+
+/// What timm's batch norms add to a variance: PyTorch's default.
+const TIMM_BN_EPS: f64 = 1e-5;
 
 impl ModelConfig for ConvMixerConfig {
     fn facts(&self) -> Result<Facts, ConfigError> {
@@ -58,6 +64,35 @@ impl ModelConfig for ConvMixerConfig {
             end if end == self.depth + 2 => format!("head.{rest}"),
             _ => name.to_owned(),
         }
+    }
+
+    /// timm has three ConvMixers, whose numbers are no arguments.
+    fn timm(&self) -> Result<Timm, String> {
+        let &Self { embed_dim, depth, kernel_size, patch_size, activation, bn_eps, .. } = self;
+        let architecture = match (embed_dim, depth, kernel_size, patch_size, activation) {
+            (1536, 20, 9, 7, Activation::Gelu) => "convmixer_1536_20",
+            (1024, 20, 9, 14, Activation::Gelu) => "convmixer_1024_20_ks9_p14",
+            (768, 32, 7, 7, Activation::Relu) => "convmixer_768_32",
+            _ => {
+                return Err(
+                    "timm has no other ConvMixers than convmixer_1536_20, convmixer_1024_20_ks9_p14 and \
+                            convmixer_768_32"
+                        .to_owned(),
+                );
+            }
+        };
+        if bn_eps != TIMM_BN_EPS {
+            return Err(format!("timm's batch norms add {TIMM_BN_EPS} to a variance, and these {bn_eps}"));
+        }
+        Ok(Timm {
+            architecture,
+            model_args: json!({}),
+            num_features: embed_dim,
+            global_pool: "avg",
+            first_conv: "stem.0",
+            classifier: "head",
+            fixed_input_size: false,
+        })
     }
 
     fn build(&self, vs: &Path) -> Result<Box<dyn Model>, ConfigError> {

@@ -36,8 +36,8 @@ pub use init::{Init, InitScheme, buffer, parameter};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use model::{
-    ClassEvidence, ConfigError, Facts, Family, Model, ModelConfig, PublicWeights, ToJson, Variant, Variants,
-    count, field_error, number_after, require_rates, require_sizes,
+    ClassEvidence, ConfigError, Facts, Family, Model, ModelConfig, PublicWeights, Timm, ToJson, Variant,
+    Variants, count, field_error, number_after, require_rates, require_sizes,
 };
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use padding::{pad_same, same_padding};

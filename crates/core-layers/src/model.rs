@@ -96,11 +96,43 @@ pub trait ModelConfig: ToJson + fmt::Debug + Send + Sync {
         None
     }
 
+    /// How timm builds the network.
+    ///
+    /// # Errors
+    /// Why timm has none that computes the same, as the end of a sentence.
+    fn timm(&self) -> Result<Timm, String> {
+        Err("timm has no such architecture".to_owned())
+    }
+
+    /// What timm calls our tensor `name`, and its shape there.
+    fn timm_tensor(&self, name: &str, shape: &[i64]) -> (String, Vec<i64>) {
+        (name.to_owned(), shape.to_vec())
+    }
+
     /// Builds the network with freshly drawn parameters under `vs`.
     ///
     /// # Errors
     /// A field out of its range, or what libtorch says when a tensor cannot be made.
     fn build(&self, vs: &Path) -> Result<Box<dyn Model>, ConfigError>;
+}
+
+/// How timm builds a network: what its `config.json` says of it, without classes and pictures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timm {
+    /// The function that builds it.
+    pub architecture: &'static str,
+    /// What that function is called with.
+    pub model_args: Value,
+    /// Length of the features before the head.
+    pub num_features: i64,
+    /// How positions become one vector.
+    pub global_pool: &'static str,
+    /// The first convolution.
+    pub first_conv: &'static str,
+    /// The head.
+    pub classifier: &'static str,
+    /// Whether it takes images of one size only.
+    pub fixed_input_size: bool,
 }
 
 /// What is known of a network before it is built.

@@ -1,10 +1,11 @@
 //! What programs that know several architectures ask a GCViT's configuration.
 
-use core_layers::{ConfigError, Facts, Model, ModelConfig, PublicWeights, Variants, number_after};
+use core_layers::{ConfigError, Facts, Model, ModelConfig, PublicWeights, Timm, Variants, number_after};
+use serde_json::json;
 use tch::nn::Path;
 
-use crate::config::GcVitConfig;
-use crate::names::official_name;
+use crate::config::{GcVitConfig, QueryPool};
+use crate::names::{official_name, timm_name};
 
 /// The architecture, for programs that know several.
 pub const FAMILY: Variants<GcVitConfig> =
@@ -76,6 +77,51 @@ impl ModelConfig for GcVitConfig {
     /// timm's names become the official ones; those stay.
     fn tensor_name(&self, name: &str) -> String {
         official_name(name)
+    }
+
+    /// timm's GCViTs differ in what is no argument: blocks and heads of the levels, and in two the width.
+    fn timm(&self) -> Result<Timm, String> {
+        let &Self { image_size, embed_dim, depths, num_heads, mlp_ratio, layer_scale, .. } = self;
+        if self.query_pool != QueryPool::NegativeInfinity {
+            return Err("timm's query generators have no zeros around the maps they pool".to_owned());
+        }
+        if image_size % 32 != 0 {
+            return Err(format!("timm's GCViTs take multiples of 32 pixels, and this one {image_size}"));
+        }
+        let mut model_args = json!({ "img_size": image_size, "window_size": self.window_sizes });
+        let architecture = match (depths, num_heads) {
+            ([2, 2, 6, 2], [2, 4, 8, 16]) => "gcvit_xxtiny",
+            ([3, 4, 6, 5], [2, 4, 8, 16]) => "gcvit_xtiny",
+            ([3, 4, 19, 5], [2, 4, 8, 16]) => "gcvit_tiny",
+            ([3, 4, 19, 5], [3, 6, 12, 24]) if (embed_dim, mlp_ratio) == (96, 2) => "gcvit_small",
+            ([3, 4, 19, 5], [4, 8, 16, 32]) if (embed_dim, mlp_ratio) == (128, 2) => "gcvit_base",
+            _ => return Err("timm has no GCViT of these depths, heads and widths".to_owned()),
+        };
+        if matches!(architecture, "gcvit_small" | "gcvit_base") {
+            if layer_scale.is_none() {
+                return Err(format!("timm's {architecture} scales the branches of its blocks"));
+            }
+        } else {
+            model_args["embed_dim"] = embed_dim.into();
+            model_args["mlp_ratio"] = mlp_ratio.into();
+            model_args["layer_scale"] = layer_scale.into();
+        }
+        Ok(Timm {
+            architecture,
+            model_args,
+            num_features: 8 * embed_dim,
+            global_pool: "avg",
+            first_conv: "stem.conv1",
+            classifier: "head.fc",
+            fixed_input_size: true,
+        })
+    }
+
+    /// The squeeze-and-excitations are convolutions there.
+    fn timm_tensor(&self, name: &str, shape: &[i64]) -> (String, Vec<i64>) {
+        let name = timm_name(name);
+        let pixel: &[i64] = if name.contains(".se.fc") && shape.len() == 2 { &[1, 1] } else { &[] };
+        (name, [shape, pixel].concat())
     }
 
     fn build(&self, vs: &Path) -> Result<Box<dyn Model>, ConfigError> {

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use run_record::duration;
+use run_record::{duration, wilson};
 use serde::Serialize;
 
 use crate::charts::{colour, hex};
 use crate::runs::Run;
 use crate::scale::{percent, scaled};
-use crate::stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, wilson};
+use crate::stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares};
 
 /// Networks up to this number are compared each with each other, and more with the first.
 const ALL_PAIRS: usize = 8;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use run_record::{layout, write_atomically};
 
 pub use compare::{Comparison, compare};
-pub use stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, welch, wilson};
+pub use stats::{McNemar, holm, mcnemar, mean_and_deviation, two_shares, welch};
 
 /// Why there is no page, or no comparison.
 #[derive(Debug, thiserror::Error)]

@@ -52,7 +52,7 @@ pub use explain::{ExplainMethod, ExplainRecipe};
 pub use fault::{RecipeError, RecipeErrors};
 pub use measures::{
     CALIBRATION_BINS, CalibrationBin, ClassMeasures, calibration, calibration_error, class_measures,
-    confusion, temperature,
+    confusion, temperature, wilson,
 };
 pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerRecipe, RollbackRecipe, Schedule};
 pub use policy::{Policy, TimmRandAugment};

@@ -117,6 +117,25 @@ pub fn temperature(logits: &[Vec<f64>], labels: &[usize]) -> f64 {
     1.0 / (low * high).sqrt()
 }
 
+/// Half the width of a 95 % interval of the normal distribution, in standard deviations.
+const Z95: f64 = 1.959_963_984_540_054;
+
+/// The 95 % interval of a share of which `hits` of `n` were seen, without continuity correction (Wilson, JASA 22, 1927).
+/// `None` of nothing.
+pub fn wilson(hits: usize, n: usize) -> Option<(f64, f64)> {
+    if n == 0 || hits > n {
+        return None;
+    }
+    let (share, n, square) = (hits as f64 / n as f64, n as f64, Z95 * Z95);
+    let middle = share + square / (2.0 * n);
+    let half = Z95 * (share * (1.0 - share) / n + square / (4.0 * n * n)).sqrt();
+    let scale = 1.0 + square / n;
+    // The ends of a share of none or all are exact, whatever rounding makes of them.
+    let low = if hits == 0 { 0.0 } else { (middle - half) / scale };
+    let high = if share == 1.0 { 1.0 } else { (middle + half) / scale };
+    Some((low, high))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,5 +218,20 @@ mod tests {
         // torchmetrics sums in f32.
         assert!((error(1.0) - 0.19995157420635223).abs() < 1e-5, "{}", error(1.0));
         assert!((error(found) - 0.19306260347366333).abs() < 1e-5, "{}", error(found));
+    }
+
+    /// `docs/parity/significance.py`: statsmodels 0.14.5.
+    #[test]
+    fn intervals_are_those_of_statsmodels() {
+        for (hits, n, low, high) in [
+            (8271, 10000, 0.819562937434604, 0.8343858508312992),
+            (352, 360, 0.9567691737312188, 0.988697571908474),
+            (0, 10, 0.0, 0.27753279986288926),
+        ] {
+            let found = wilson(hits, n).unwrap();
+            assert!((found.0 - low).abs() < 1e-12 && (found.1 - high).abs() < 1e-12, "{found:?}");
+        }
+        assert_eq!((wilson(0, 0), wilson(3, 2)), (None, None));
+        assert_eq!(wilson(10, 10).unwrap().1, 1.0);
     }
 }

@@ -172,6 +172,27 @@ unsafe extern "C" {
     ) -> c_int;
     pub(crate) fn torch_ext_profile_stop() -> c_int;
 
+    pub(crate) fn torch_ext_trace_start(inputs: Tensors, count: usize) -> c_int;
+    pub(crate) fn torch_ext_trace_end(
+        output: *const C_tensor,
+        into: *mut c_void,
+        take: extern "C" fn(*mut c_void, *const c_char, usize),
+        add: extern "C" fn(*mut c_void, *mut C_tensor),
+    ) -> c_int;
+    pub(crate) fn torch_ext_trace_abandon() -> c_int;
+    pub(crate) fn torch_ext_script(
+        source: *const c_char,
+        names: *const *const c_char,
+        tensors: Tensors,
+        parameters: *const bool,
+        count: usize,
+        extra_names: *const *const c_char,
+        extra_texts: *const *const c_char,
+        extra_count: usize,
+        into: *mut c_void,
+        write: extern "C" fn(*mut c_void, *const c_void, usize) -> bool,
+    ) -> c_int;
+
     pub(crate) fn torch_ext_supports_bf16(device: c_int, supported: *mut bool) -> c_int;
     pub(crate) fn torch_ext_card(
         device: c_int,

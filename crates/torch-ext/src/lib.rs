@@ -6,6 +6,7 @@ mod device;
 mod ffi;
 mod foreach;
 mod frozen;
+mod jit;
 mod kernels;
 mod memory_format;
 mod optim;
@@ -21,6 +22,7 @@ pub use foreach::{
     clear_grads, clip_grad_norm_, foreach_add_, foreach_lerp_, foreach_mul_, foreach_norm, set_grads,
 };
 pub use frozen::{Frozen, frozen_convolution, frozen_linear, is_frozen};
+pub use jit::{ScriptTensor, Trace, TraceArgument, TraceNode, TraceValue, trace, write_script};
 pub use kernels::{
     BatchNorm, Gelu, LARGEST_DEPTHWISE, LARGEST_NORM, add_layer_norm, attention, depthwise, gelu,
     gelu_batch_norm, has_kernels, kernel_instructions, layer_norm, set_kernels,

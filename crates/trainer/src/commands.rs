@@ -3,6 +3,7 @@
 pub mod device;
 pub mod evaluate;
 pub mod explain;
+pub mod export;
 pub mod forward;
 pub mod init;
 pub mod inspect;

@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod error;
+pub mod export;
 pub mod look;
 pub mod network;
 pub mod optim;

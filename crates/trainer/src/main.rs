@@ -9,7 +9,7 @@ use trainer::process::lines::{note, show};
 use trainer::{Error, error, process::signals};
 
 use commands::{
-    device, evaluate, explain, forward, init, inspect, list, measure, predict, summary, train, verify,
+    device, evaluate, explain, export, forward, init, inspect, list, measure, predict, summary, train, verify,
 };
 
 // libtorch allocates and frees large blocks every step, which the C library's allocator hands back
@@ -53,6 +53,11 @@ enum Command {
     /// Draw what a network's answers rest on: attention, Grad-CAM, kernels, position embeddings.
     #[command(after_help = "Example: trainer explain --method gradcam photo.jpg")]
     Explain(explain::Args),
+    /// Write a trained network for other programs: ONNX, TorchScript, timm, safetensors.
+    #[command(
+        after_help = "Example: trainer export results/runs/convmixer_reference--quick--s0 --format onnx --normalize-inside --out convmixer.onnx"
+    )]
+    Export(export::Args),
     /// List the networks: name, family, parameters, multiply-accumulates, image size, classes.
     #[command(after_help = "Example: trainer list 'convmixer_256*'")]
     List(list::Args),
@@ -137,6 +142,7 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Predict(args) }) => predict::run(&args),
         Ok(Cli { command: Command::Verify(args) }) => verify::run(&args),
         Ok(Cli { command: Command::Explain(args) }) => explain::run(&args),
+        Ok(Cli { command: Command::Export(args) }) => export::run(&args),
         Ok(Cli { command: Command::List(args) }) => list::run(&args),
         Ok(Cli { command: Command::Summary(args) }) => summary::run(&args),
         Ok(Cli { command: Command::Forward(args) }) => forward::run(&args),

@@ -1,13 +1,14 @@
 //! What programs that know several architectures ask a Vision Transformer's configuration.
 
 use core_layers::{
-    ConfigError, Facts, Model, ModelConfig, PublicWeights, Resample, Variants, number_after,
-    resize_position_embedding,
+    Activation, ConfigError, Facts, Model, ModelConfig, PublicWeights, Resample, Timm, Variants,
+    number_after, resize_position_embedding,
 };
+use serde_json::json;
 use tch::Tensor;
 use tch::nn::Path;
 
-use crate::config::VitConfig;
+use crate::config::{VitConfig, VitInit};
 
 /// The architecture, for programs that know several.
 pub const FAMILY: Variants<VitConfig> =
@@ -130,6 +131,50 @@ impl ModelConfig for VitConfig {
         }
         let side = ((shape[1] - 1) as f64).sqrt() as i64;
         resize_position_embedding(tensor, 1, side, Resample::BicubicAntialias).ok()
+    }
+
+    /// timm's Vision Transformer has all of these numbers as arguments.
+    fn timm(&self) -> Result<Timm, String> {
+        let &Self { image_size, patch_size, embed_dim, depth, num_heads, mlp_hidden, .. } = self;
+        if self.act_on_output {
+            return Err("timm's Vision Transformer has no activation after the MLP's second layer".to_owned());
+        }
+        let mlp_ratio = mlp_hidden as f64 / embed_dim as f64;
+        if (embed_dim as f64 * mlp_ratio) as i64 != mlp_hidden {
+            return Err(format!(
+                "timm rounds {embed_dim} times {mlp_ratio} to another number than {mlp_hidden}"
+            ));
+        }
+        let act_layer = match self.activation {
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Relu => "relu",
+        };
+        // What is drawn or dropped in training is no part of the network.
+        let named = Self::VARIANTS.iter().find(|variant| {
+            let named = (variant.config)();
+            let Self { num_classes, mlp_drop, drop_path_rate, init, .. } = named;
+            named.init == VitInit::Timm
+                && named == Self { num_classes, mlp_drop, drop_path_rate, init, ..self.clone() }
+        });
+        Ok(Timm {
+            architecture: named.map_or("vit_base_patch16_224", |variant| variant.name),
+            model_args: json!({
+                "img_size": image_size,
+                "patch_size": patch_size,
+                "embed_dim": embed_dim,
+                "depth": depth,
+                "num_heads": num_heads,
+                "mlp_ratio": mlp_ratio,
+                "qkv_bias": self.qkv_bias,
+                "act_layer": act_layer,
+            }),
+            num_features: embed_dim,
+            global_pool: "token",
+            first_conv: "patch_embed.proj",
+            classifier: "head",
+            fixed_input_size: true,
+        })
     }
 
     fn build(&self, vs: &Path) -> Result<Box<dyn Model>, ConfigError> {

@@ -193,11 +193,18 @@ struct Untrained<'a> {
 /// # Errors
 /// Those of [`save`].
 pub fn save_initial(path: &Path, vs: &VarStore, architecture: &Architecture) -> Result<(), Error> {
+    let metadata = described(architecture).map_err(Error::io(path))?;
+    save_with(path, &vs.variables().into_iter().collect(), &metadata)
+}
+
+/// The metadata of a safetensors file that only says which network its tensors belong to.
+///
+/// # Errors
+/// A configuration that JSON cannot hold.
+pub fn described(architecture: &Architecture) -> io::Result<BTreeMap<String, String>> {
     let Architecture { model, config, facts, .. } = architecture;
     let card = Untrained { model, family: facts.family, config: config.to_json() };
-    let card = serde_json::to_string(&card).map_err(|error| Error::io(path)(error.into()))?;
-    let metadata = [(CARD_KEY.to_owned(), card)].into();
-    save_with(path, &vs.variables().into_iter().collect(), &metadata)
+    Ok([(CARD_KEY.to_owned(), serde_json::to_string(&card)?)].into())
 }
 
 /// Replaces the file at `path` by a safetensors file of these tensors.
@@ -208,7 +215,11 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), Error
     save_with(path, tensors, &BTreeMap::new())
 }
 
-fn save_with(
+/// [`save`] with what the file says of itself.
+///
+/// # Errors
+/// Those of [`save`].
+pub fn save_with(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,

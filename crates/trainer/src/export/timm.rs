@@ -1,0 +1,135 @@
+//! A directory that timm loads a network from: its configuration, its tensors under timm's names, and a model card.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use core_layers::Timm;
+use run_record::{DatasetName, Interpolation, Recipe, write_atomically};
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use crate::Error;
+use crate::export::card;
+use crate::export::source::Source;
+use crate::network::weights;
+
+/// How timm calls the files it looks for.
+const CONFIG: &str = "config.json";
+/// See [`CONFIG`].
+const WEIGHTS: &str = "model.safetensors";
+/// What a model card is called where models are shared.
+const CARD: &str = "README.md";
+
+/// How the network is built there.
+///
+/// # Errors
+/// A network that timm does not have, with the reason.
+pub fn network(source: &Source) -> Result<Timm, Error> {
+    source.architecture.config.timm().map_err(|reason| {
+        Error::Usage(format!(
+            "timm cannot load {}: {reason}; --format safetensors, onnx and torchscript are for every network",
+            source.architecture.model
+        ))
+    })
+}
+
+/// Refuses a directory that holds something.
+///
+/// # Errors
+/// Such a directory, or one that cannot be read.
+pub fn check_directory(directory: &Path) -> Result<(), Error> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io(directory))?,
+    };
+    match entries.into_iter().next() {
+        None => Ok(()),
+        Some(_) => Err(Error::Usage(format!(
+            "{}: this directory holds files already; name another",
+            directory.display()
+        ))),
+    }
+}
+
+/// Writes the directory. The configuration, without which timm finds nothing, comes last.
+///
+/// # Errors
+/// A network that timm does not have, or a directory that cannot be written.
+pub fn write(
+    source: &Source,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+    directory: &Path,
+) -> Result<(), Error> {
+    let network = network(source)?;
+    let renamed = tensors.iter().map(|(name, tensor)| {
+        let (name, shape) = source.architecture.config.timm_tensor(name, &tensor.size());
+        Ok((name, tensor.f_reshape(shape)?))
+    });
+    let renamed = renamed.collect::<Result<_, Error>>()?;
+    let config = serde_json::to_vec_pretty(&config(source, &network))
+        .map_err(|error| Error::Training(format!("{CONFIG} cannot be written as JSON: {error}")))?;
+    let card = card::text(source, &network)?;
+    fs::create_dir_all(directory).map_err(Error::io(directory))?;
+    weights::save_with(&directory.join(WEIGHTS), &renamed, metadata)?;
+    for (name, bytes) in [(CARD, card.as_bytes()), (CONFIG, &config)] {
+        let path = directory.join(name);
+        write_atomically(&path, bytes).map_err(Error::io(&path))?;
+    }
+    Ok(())
+}
+
+/// `config.json`.
+fn config(source: &Source, network: &Timm) -> Value {
+    let facts = &source.architecture.facts;
+    let side = facts.image_size;
+    let mut pretrained = json!({
+        "input_size": [3, side, side],
+        "fixed_input_size": network.fixed_input_size,
+        "num_classes": facts.num_classes,
+        "pool_size": null,
+        "first_conv": network.first_conv,
+        "classifier": network.classifier,
+    });
+    let mut config = json!({
+        "architecture": network.architecture,
+        "num_classes": facts.num_classes,
+        "num_features": network.num_features,
+        "global_pool": network.global_pool,
+        "model_args": network.model_args,
+    });
+    if let (Some(card), Ok([mean, std])) = (&source.card, source.stats()) {
+        config["label_names"] = json!(card.class_names);
+        pretrained["mean"] = json!(mean);
+        pretrained["std"] = json!(std);
+        let Shown { interpolation, crop_mode, crop_pct } = Shown::of(&card.recipe);
+        pretrained["interpolation"] = json!(interpolation);
+        pretrained["crop_mode"] = json!(crop_mode);
+        pretrained["crop_pct"] = json!(crop_pct);
+    }
+    config["pretrained_cfg"] = pretrained;
+    config
+}
+
+/// How pictures are cut, in timm's words.
+struct Shown {
+    interpolation: &'static str,
+    crop_mode: String,
+    crop_pct: f64,
+}
+
+impl Shown {
+    fn of(recipe: &Recipe) -> Self {
+        let folder = recipe.folder.filter(|_| recipe.dataset == DatasetName::Folder);
+        let interpolation = match folder.map(|folder| folder.interpolation) {
+            Some(Interpolation::Bilinear) => "bilinear",
+            Some(Interpolation::Bicubic) | None => "bicubic",
+        };
+        let crop_mode = folder
+            .and_then(|folder| serde_json::to_value(folder.crop_mode).ok()?.as_str().map(str::to_owned));
+        let crop_pct = recipe.data.resize.map_or(1.0, |resize| resize.crop_pct);
+        Self { interpolation, crop_mode: crop_mode.unwrap_or_else(|| "center".to_owned()), crop_pct }
+    }
+}
