@@ -220,3 +220,77 @@ pub fn write_script(
         Ok(()) => status.map(Ok),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::kind::FLOAT_CPU;
+
+    #[test]
+    fn a_trace_has_arguments_constants_and_shapes_and_does_not_nest() {
+        let (x, constant) = (Tensor::ones([2, 3], FLOAT_CPU), Tensor::from_slice(&[5f32]));
+        let trace = trace(&[x.shallow_clone()], || {
+            assert!(super::trace(&[], || Tensor::from(1.0)).is_err());
+            let _unused = x.relu();
+            x.constant_pad_nd([1, 0]).pad([0, 1], "constant", f64::NEG_INFINITY) + &constant
+        });
+        let trace = trace.unwrap();
+        let ops: Vec<&str> = trace.nodes.iter().map(|node| node.op.as_str()).collect();
+        assert_eq!(ops, ["aten::constant_pad_nd", "aten::pad", "aten::add"]);
+        let [first, pad, add] = trace.nodes.as_slice() else { panic!("{ops:?}") };
+        assert_eq!(
+            first.arguments[..2],
+            [TraceArgument::Value(trace.inputs[0]), TraceArgument::Ints(vec![1, 0])]
+        );
+        let fill = [TraceArgument::Text("constant".into()), TraceArgument::Float(f64::NEG_INFINITY)];
+        assert_eq!((&pad.arguments[2..], &pad.results[0].shape), (&fill[..], &vec![2, 5]));
+        assert_eq!(add.arguments[1..], [TraceArgument::Constant(0), TraceArgument::Int(1)]);
+        assert_eq!(add.keywords, ["", "", "alpha"]);
+        assert_eq!((trace.output, trace.constants), (add.results[0].id, vec![constant]));
+    }
+
+    #[test]
+    fn a_panic_ends_the_trace() {
+        let x = Tensor::ones([2], FLOAT_CPU);
+        let caught = std::panic::catch_unwind(|| trace(&[], || panic!("in the middle")).map(|_| ()));
+        assert!(caught.is_err());
+        assert_eq!(trace(&[x.shallow_clone()], || x.relu()).unwrap().nodes.len(), 1);
+    }
+
+    #[test]
+    fn scripts_are_compiled_and_what_is_wrong_is_said() {
+        let tensor = |name: &str| ScriptTensor {
+            name: name.to_owned(),
+            tensor: Tensor::from_slice(&[2f32, 3.]),
+            parameter: true,
+        };
+        let write = |source: &str, tensors: &[ScriptTensor]| {
+            let mut bytes = Vec::new();
+            write_script(&mut bytes, source, tensors, &BTreeMap::new()).map(|written| {
+                written.unwrap();
+                bytes
+            })
+        };
+        let source =
+            "def forward(self, x: Tensor) -> Tensor:\n    return x * getattr(self.blocks, \"0\").gain\n";
+        let file = write(source, &[tensor("blocks.0.gain")]).unwrap();
+        let module = tch::CModule::load_data(&mut file.as_slice()).unwrap();
+        let y = module.forward_ts(&[Tensor::from_slice(&[1f32, 2.])]).unwrap();
+        assert_eq!(Vec::<f32>::try_from(y).unwrap(), [2., 6.]);
+        let wrong = write("def forward(self, x: Tensor) -> Tensor:\n    return y\n", &[]).unwrap_err();
+        assert!(wrong.to_string().contains("undefined value y"), "{wrong}");
+        assert!(write(source, &[tensor("")]).unwrap_err().to_string().contains("no name"));
+
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let full = write_script(&mut Full, source, &[tensor("blocks.0.gain")], &BTreeMap::new());
+        assert_eq!(full.unwrap().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+}

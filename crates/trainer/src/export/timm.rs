@@ -133,3 +133,29 @@ impl Shown {
         Self { interpolation, crop_mode: crop_mode.unwrap_or_else(|| "center".to_owned()), crop_pct }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::network::registry;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn networks_are_timms_where_it_has_them() {
+        let timms = |name: &str| registry::find(name).unwrap().config.timm().map(|timm| timm.architecture);
+        let mut found = BTreeMap::new();
+        for name in registry::names() {
+            if let Ok(timms) = timms(name) {
+                // A variant of timm's is called as there.
+                assert!(
+                    name == timms || ["vit_b16_reference", "gcvit_xxtiny_64"].contains(&name),
+                    "{name}: {timms}"
+                );
+                *found.entry(registry::find(name).unwrap().facts.family).or_insert(0) += 1;
+            }
+        }
+        assert_eq!(found, [("convmixer", 3), ("gcvit", 6), ("vit", 19)].into());
+        assert_eq!(timms("gcvit_xxtiny_64").unwrap(), "gcvit_xxtiny");
+        assert!(timms("gcvit_reference").unwrap_err().contains("no zeros around"));
+        assert!(timms("vit_reference").unwrap_err().contains("no activation after"));
+    }
+}
