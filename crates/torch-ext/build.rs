@@ -2,7 +2,7 @@
 //! instructions.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() -> Result<(), String> {
     println!("cargo::rustc-check-cfg=cfg(libtorch_cuda)");
@@ -37,9 +37,20 @@ fn main() -> Result<(), String> {
     build.flag_if_supported("-Wno-maybe-uninitialized");
     build.files(["src/torch_ext.cpp", "src/ops.cpp", "src/cuda_graph.cpp", "src/frozen.cpp", "src/jit.cpp"]);
     build.try_compile("torch_ext").map_err(|error| error.to_string())?;
+    process_group(&root, &abi)?;
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
     let sets = INSTRUCTION_SETS.iter().take(if x86 { INSTRUCTION_SETS.len() } else { 1 });
     sets.into_iter().try_for_each(|(name, flags)| kernels(name, flags))
+}
+
+/// Several processes: libtorch's headers for them name gloo's, of which libtorch has the code alone.
+fn process_group(root: &Path, abi: &str) -> Result<(), String> {
+    let mut build = cc::Build::new();
+    build.cpp(true).pic(true).std("c++17").define("_GLIBCXX_USE_CXX11_ABI", abi);
+    build.flag("-isystem").flag(root.join("include"));
+    build.flag("-isystem").flag(root.join("include/torch/csrc/api/include"));
+    build.include("src/gloo_types").file("src/process_group.cpp");
+    build.try_compile("torch_ext_process_group").map_err(|error| error.to_string())
 }
 
 /// Sets of instructions, and the compiler's flags for them. The first is the target's own.

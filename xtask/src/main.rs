@@ -27,7 +27,7 @@ use clap::{Args, Parser, Subcommand};
 
 use machine::{doctor, fetch, setup};
 use process::{Place, Usage, note, show};
-use sweeps::{soak, train_all};
+use sweeps::{plan, soak, train_all};
 
 #[derive(Parser)]
 #[command(
@@ -68,6 +68,13 @@ enum Task {
                             cargo xtask train-all --seeds 0..3"
     )]
     TrainAll(train_all::Sweep),
+    /// Write the runs of a sweep as jobs for a scheduler
+    #[command(after_help = "Example:\n  cargo xtask sweep plan --preset quick --seeds 0..3 --format slurm")]
+    Sweep {
+        /// What becomes of it
+        #[command(subcommand)]
+        sweep: plan::Sweep,
+    },
     /// Evaluate trained weights; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -221,6 +228,7 @@ fn run(task: Task) -> Result<u8> {
         | Task::Init(_)
         | Task::Device(_) => trainer::become_trainer(&place),
         Task::TrainAll(args) => train_all::train_all(&place, &args),
+        Task::Sweep { sweep } => plan::sweep(&place, &sweep),
         Task::Report { results } => {
             report::report(&place, &results.unwrap_or_else(|| place.root.join("results")))
         }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use torch_ext::has_kernels;
 
+use crate::drop::dropout;
 use crate::must;
 
 /// An elementwise activation.
@@ -36,13 +37,13 @@ impl Activation {
     /// The activation, and dropout at the rate `drop` in training.
     pub fn forward_dropped(self, x: &Tensor, drop: f64, train: bool) -> Tensor {
         let Some(form) = self.gelu() else {
-            return x.relu().dropout(drop, train);
+            return dropout(x.relu(), drop, train);
         };
         let drop = if train { drop } else { 0.0 };
         if has_kernels(x) {
             return must(torch_ext::gelu(x, form, drop));
         }
-        x.gelu(if form == torch_ext::Gelu::Tanh { "tanh" } else { "none" }).dropout(drop, train)
+        dropout(x.gelu(if form == torch_ext::Gelu::Tanh { "tanh" } else { "none" }), drop, train)
     }
 }
 

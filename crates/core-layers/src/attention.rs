@@ -4,6 +4,7 @@ use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 use torch_ext::{attention, has_kernels};
 
+use crate::drop::dropout;
 use crate::{Init, Linear, must, trace};
 
 /// Attention of queries `[B, h, Q, d]` over keys and values `[B, h, K, d]`: the values mixed by the
@@ -21,7 +22,7 @@ pub fn attend(
         Some(bias) => (scores + bias).softmax(-1, Kind::Float),
         None => scores.softmax(-1, Kind::Float),
     };
-    let mixed = probabilities.dropout(drop, train).matmul(v);
+    let mixed = dropout(probabilities.shallow_clone(), drop, train).matmul(v);
     trace::step("Attention", &[], &mixed, &[2, keys]);
     (mixed, probabilities)
 }

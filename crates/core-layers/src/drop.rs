@@ -1,6 +1,19 @@
-//! Stochastic depth.
+//! Dropout and stochastic depth, drawn for an image whoever computes it.
 
 use tch::{Kind, Tensor};
+use torch_ext::batch_share;
+
+/// libtorch's dropout of `x` `[B, ..]`, in training.
+///
+/// Where this thread computes a share of a batch, values of the whole batch are drawn, and its images get theirs. They are
+/// those of one process if that has `x` contiguous.
+pub(crate) fn dropout(x: Tensor, rate: f64, train: bool) -> Tensor {
+    let Some(share) = batch_share().filter(|_| train && rate > 0.0) else { return x.dropout(rate, train) };
+    let mut shape = x.size();
+    [_, shape[0]] = share.scaled(shape[0]);
+    let drawn = Tensor::ones(shape.as_slice(), (x.kind(), x.device())).dropout(rate, true);
+    x * share.rows(&drawn)
+}
 
 /// One draw of stochastic depth (Huang et al., arXiv:1603.09382) for a batch: `[B, 1, ..]` factors
 /// that are 0 with probability `rate` and 1/(1 − rate) otherwise, broadcastable to `like`. `None`
@@ -11,10 +24,12 @@ pub fn drop_path_mask(like: &Tensor, rate: f64, train: bool) -> Option<Tensor> {
     if !train || rate <= 0.0 {
         return None;
     }
+    let share = batch_share();
     let mut shape = vec![1; like.dim()];
-    shape[0] = like.size()[0];
+    shape[0] = share.map_or(like.size()[0], |share| share.scaled(like.size()[0])[1]);
     let keep = 1.0 - rate;
     let draw = Tensor::rand(shape.as_slice(), (Kind::Float, like.device()));
+    let draw = share.map_or_else(|| draw.shallow_clone(), |share| share.rows(&draw));
     Some((draw + keep).floor() / keep)
 }
 
@@ -56,6 +71,38 @@ mod tests {
         let share = kept.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
         assert!((share - 0.75).abs() < 0.04, "{share}");
         assert!((high.max().double_value(&[]) - 1.0 / 0.75).abs() < 1e-6);
+    }
+
+    /// Whatever is drawn before: all processes draw for the whole batch.
+    #[test]
+    fn shares_of_a_batch_are_dropped_as_the_whole_batch_is() {
+        use torch_ext::{BatchShare, Gelu, attention, gelu, with_batch_share};
+        let x = Tensor::randn([6, 5, 12], (Kind::Float, Device::Cpu));
+        let draw = |x: &Tensor| {
+            tch::manual_seed(7);
+            // In windows, two for each image.
+            let windows = x.reshape([-1, 5, 6]);
+            [
+                gelu(x, Gelu::Erf, 0.3).unwrap(),
+                attention(x, None, None, 2, 0.3).unwrap(),
+                drop_path(x.shallow_clone(), 0.5, true),
+                dropout(x.relu(), 0.4, true),
+                attention(&windows, None, None, 2, 0.3).unwrap(),
+                dropout(windows, 0.4, true),
+                gelu(x, Gelu::Tanh, 0.3).unwrap(),
+            ]
+        };
+        let whole = draw(&x);
+        for (first, len) in [(0, 6), (0, 2), (2, 3), (5, 1)] {
+            let share = BatchShare { first, len, whole: 6 };
+            let part = with_batch_share(share, || draw(&x.narrow(0, first, len)));
+            for (n, (part, whole)) in part.iter().zip(&whole).enumerate() {
+                let each = whole.size()[0] / 6;
+                assert_eq!(*part, whole.narrow(0, first * each, len * each), "{n}: {first}, {len}");
+            }
+        }
+        assert_eq!(torch_ext::batch_share(), None);
+        assert_ne!(draw(&x.narrow(0, 2, 3))[0], whole[0].narrow(0, 2, 3));
     }
 
     #[test]

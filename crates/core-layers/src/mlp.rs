@@ -3,6 +3,7 @@
 use tch::nn::Path;
 use tch::{TchError, Tensor};
 
+use crate::drop::dropout;
 use crate::{Activation, InitScheme, Linear};
 
 /// What decides an [`Mlp`].
@@ -53,7 +54,7 @@ impl Mlp {
         let y = self.second.forward(&hidden);
         match act_on_output {
             true => activation.forward_dropped(&y, output_drop, train),
-            false => y.dropout(output_drop, train),
+            false => dropout(y, output_drop, train),
         }
     }
 }

@@ -6,4 +6,5 @@ pub(crate) mod device;
 pub(crate) mod image_set;
 pub(crate) mod order;
 pub(crate) mod pipeline;
+pub(crate) mod share;
 pub(crate) mod stream;

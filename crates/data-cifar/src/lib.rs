@@ -22,6 +22,7 @@ pub use batches::device::DeviceSet;
 pub use batches::image_set::{Batch, Batches, ImageSet};
 pub use batches::order::repeated;
 pub use batches::pipeline::{Augmented, Draw, Epoch, Pipeline};
+pub use batches::share::{Share, Slice};
 pub use batches::stream::StreamSet;
 pub use error::DataError;
 pub use rng::{keyed_rng, keyed_seed, permutation};

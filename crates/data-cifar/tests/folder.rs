@@ -627,7 +627,7 @@ proptest! {
     }
 }
 
-fn batches(set: &ImageSet, order: &[i64], batch_size: usize) -> Vec<(Vec<u8>, Vec<i64>, usize)> {
+fn batches(set: &ImageSet, order: &[i64], batch_size: usize) -> Vec<(Vec<u8>, Vec<i64>, Vec<usize>)> {
     let batches = set.batches(order, batch_size).unwrap();
     assert_eq!(batches.len(), order.len().div_ceil(batch_size));
     batches
@@ -635,7 +635,7 @@ fn batches(set: &ImageSet, order: &[i64], batch_size: usize) -> Vec<(Vec<u8>, Ve
             let batch = batch.unwrap();
             assert_eq!(batch.images.size()[1..], [3, 8, 8]);
             let images = Vec::try_from(batch.images.flatten(0, -1)).unwrap();
-            (images, Vec::try_from(batch.labels).unwrap(), batch.start)
+            (images, Vec::try_from(batch.labels).unwrap(), batch.positions)
         })
         .collect()
 }

@@ -1,4 +1,4 @@
-//! The C functions of `torch_ext.cpp`, and how arguments reach them.
+//! The C functions of this crate's C++ files, and how arguments reach them.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::iter;
@@ -11,7 +11,7 @@ use crate::TorchExtError;
 /// `const at::Tensor *const *`: the pointers of a slice of tensors.
 pub(crate) type Tensors = *const *const C_tensor;
 
-// Each signature repeats the one in torch_ext.cpp; `bool`, `int` and `double` are the same in both languages.
+// Each signature repeats the one in C++; `bool`, `int` and `double` are the same in both languages.
 unsafe extern "C" {
     fn torch_ext_last_error() -> *const c_char;
 
@@ -100,6 +100,43 @@ unsafe extern "C" {
         result: *mut *mut C_tensor,
     ) -> c_int;
 
+    pub(crate) fn torch_ext_group_open(
+        host: *const c_char,
+        port: u16,
+        serves: bool,
+        rank: c_int,
+        size: c_int,
+        prefix: *const c_char,
+        timeout_ms: i64,
+        group: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn torch_ext_group_free(group: *mut c_void);
+    pub(crate) fn torch_ext_group_sum(group: *mut c_void, tensors: Tensors, count: usize) -> c_int;
+    pub(crate) fn torch_ext_group_broadcast(
+        group: *mut c_void,
+        tensors: Tensors,
+        count: usize,
+        root: c_int,
+    ) -> c_int;
+    pub(crate) fn torch_ext_group_barrier(group: *mut c_void) -> c_int;
+    pub(crate) fn torch_ext_group_gather(
+        group: *mut c_void,
+        bytes: *const u8,
+        length: usize,
+        into: *mut c_void,
+        add: extern "C" fn(*mut c_void, *const u8, usize),
+    ) -> c_int;
+    pub(crate) fn torch_ext_reducer_new(
+        group: *const c_void,
+        tensors: Tensors,
+        count: usize,
+        bucket_bytes: i64,
+        reducer: *mut *mut c_void,
+    ) -> c_int;
+    pub(crate) fn torch_ext_reducer_arm(reducer: *mut c_void) -> c_int;
+    pub(crate) fn torch_ext_reducer_finish(reducer: *mut c_void) -> c_int;
+    pub(crate) fn torch_ext_reducer_free(reducer: *mut c_void);
+
     pub(crate) fn torch_ext_set_switch(which: c_int, on: bool) -> c_int;
     pub(crate) fn torch_ext_get_switch(which: c_int, on: *mut bool) -> c_int;
     pub(crate) fn torch_ext_set_deterministic(on: bool, warn_only: bool) -> c_int;
@@ -123,6 +160,7 @@ unsafe extern "C" {
         x: *const C_tensor,
         tanh: bool,
         drop: f64,
+        first: i64,
         result: *mut *mut C_tensor,
     ) -> c_int;
     pub(crate) fn torch_ext_depthwise(
@@ -162,6 +200,7 @@ unsafe extern "C" {
         bias: *const C_tensor,
         heads: i64,
         drop: f64,
+        first: i64,
         result: *mut *mut C_tensor,
     ) -> c_int;
 

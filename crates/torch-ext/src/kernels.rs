@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Tensor;
 
 use crate::TorchExtError;
+use crate::batch_share::batch_share;
 use crate::ffi::{self, check, tensor_from, tensors_from};
 
 static ON: AtomicBool = AtomicBool::new(true);
@@ -56,7 +57,9 @@ pub enum Gelu {
 /// [`TorchExtError::Argument`] for a tensor without kernels.
 pub fn gelu(x: &Tensor, form: Gelu, drop: f64) -> Result<Tensor, TorchExtError> {
     // SAFETY: the pointer is to a live tensor.
-    tensor_from(|result| unsafe { ffi::torch_ext_gelu(x.as_ptr(), form == Gelu::Tanh, drop, result) })
+    tensor_from(|result| unsafe {
+        ffi::torch_ext_gelu(x.as_ptr(), form == Gelu::Tanh, drop, before(x.numel()), result)
+    })
 }
 
 /// Scaled dot-product attention of `heads` heads with dropout of the probabilities at the rate `drop`: `[B, N, h·d]`.
@@ -74,10 +77,16 @@ pub fn attention(
     heads: i64,
     drop: f64,
 ) -> Result<Tensor, TorchExtError> {
+    let first = before(packed.size().first().map_or(0, |&images| images as usize));
     // SAFETY: the pointers are to live tensors, or null where the function allows it.
     tensor_from(|result| unsafe {
-        ffi::torch_ext_attention(packed.as_ptr(), pointer(query), pointer(bias), heads, drop, result)
+        ffi::torch_ext_attention(packed.as_ptr(), pointer(query), pointer(bias), heads, drop, first, result)
     })
+}
+
+/// How many of a batch's elements come before the `count` of this process.
+fn before(count: usize) -> i64 {
+    batch_share().map_or(0, |share| share.scaled(count as i64)[0])
 }
 
 /// The pointer to a tensor, or null.

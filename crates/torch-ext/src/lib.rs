@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod autocast;
+mod batch_share;
 mod cuda_graph;
 mod device;
 mod ffi;
@@ -10,10 +11,12 @@ mod jit;
 mod kernels;
 mod memory_format;
 mod optim;
+mod process_group;
 mod profile;
 mod switches;
 
 pub use autocast::Autocast;
+pub use batch_share::{BatchShare, batch_share, with_batch_share};
 pub use cuda_graph::{CudaGraph, has_graphs, set_graphs};
 pub use device::{
     Gpu, MemoryStats, empty_cache, gpu, memory_info, memory_stats, reset_peak, supports_bf16, test_devices,
@@ -29,6 +32,7 @@ pub use kernels::{
 };
 pub use memory_format::{channels_last, is_channels_last};
 pub use optim::{Adam, LearningRate, Sgd, fused_adamw_, fused_sgd_};
+pub use process_group::{Meeting, ProcessGroup, Reducer};
 pub use profile::{OpTime, Profile};
 pub use switches::{
     Determinism, MatmulPrecision, Switch, determinism, matmul_precision, set_determinism,

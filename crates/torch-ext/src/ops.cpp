@@ -104,15 +104,21 @@ int64_t draw_keys(double rate) {
   return static_cast<int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64());
 }
 
-Dropout dropout(double rate, int64_t keys) {
+Dropout dropout(double rate, int64_t keys, int64_t first) {
   Dropout result;
   if (rate > 0) {
+    result.first = first;
     result.threshold = static_cast<uint32_t>(std::min(std::ceil(rate * 0x1p32), 0x1p32 - 1));
     result.scale = static_cast<float>(1 / (1 - rate));
     result.keys[0] = static_cast<uint32_t>(keys);
     result.keys[1] = static_cast<uint32_t>(keys >> 32);
   }
   return result;
+}
+
+Dropout saved_dropout(AutogradContext *context) {
+  auto &data = context->saved_data;
+  return dropout(data["rate"].toDouble(), data["keys"].toInt(), data["first"].toInt());
 }
 
 // A function's answer. Where no gradients are asked for, nothing is kept for any.
@@ -133,16 +139,18 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
     });
   }
 
-  static Tensor forward(AutogradContext *context, const Tensor &input, int64_t form, double rate, int64_t keys) {
+  static Tensor
+  forward(AutogradContext *context, const Tensor &input, int64_t form, double rate, int64_t keys, int64_t first) {
     RECORD_FUNCTION("torch_ext::gelu", {});
     const auto x = input.is_non_overlapping_and_dense() ? input : input.contiguous();
     auto out = at::empty_like(x);
-    run(false, {Gelu(form), dropout(rate, keys), x.const_data_ptr(), nullptr, out.mutable_data_ptr()}, x);
+    run(false, {Gelu(form), dropout(rate, keys, first), x.const_data_ptr(), nullptr, out.mutable_data_ptr()}, x);
     if (context) {
       context->save_for_backward({x});
       context->saved_data["form"] = form;
       context->saved_data["rate"] = rate;
       context->saved_data["keys"] = keys;
+      context->saved_data["first"] = first;
     }
     return out;
   }
@@ -154,13 +162,12 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
     if (grad.strides() != x.strides())
       grad = at::empty_like(x).copy_(grad);
     auto out = at::empty_like(x);
-    const auto drop =
-        dropout(context->saved_data["rate"].toDouble(), context->saved_data["keys"].toInt());
+    const auto drop = saved_dropout(context);
     run(true,
         {Gelu(context->saved_data["form"].toInt()), drop, x.const_data_ptr(), grad.const_data_ptr(),
          out.mutable_data_ptr()},
         x);
-    return {out, Tensor(), Tensor(), Tensor()};
+    return {out, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -181,7 +188,7 @@ constexpr int64_t CHUNKS = 16;
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   // `packed` [B, M, 2 or 3 parts of h·d], `query` [B, h, N, d] or undefined, `bias` f32 [1, h, N, M] or undefined.
   static AttentionArgs
-  arguments(const Tensor &packed, const Tensor &query, const Tensor &bias, int64_t heads, double rate, int64_t keys) {
+  arguments(const Tensor &packed, const Tensor &query, const Tensor &bias, int64_t heads, const Dropout &drop) {
     AttentionArgs args{};
     const bool external = query.defined();
     const int64_t inner = packed.size(2) / (external ? 2 : 3), channels = inner / heads;
@@ -191,7 +198,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     args.keys = packed.size(1);
     args.channels = channels;
     args.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(channels)));
-    args.dropout = dropout(rate, keys);
+    args.dropout = drop;
     args.q = external ? AttentionArgs::Heads{query.const_data_ptr(), query.stride(0), query.stride(1), query.stride(2)}
                       : heads_in(packed, 0, channels);
     args.k = heads_in(packed, external ? 0 : inner, channels);
@@ -206,12 +213,12 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
 
   static Tensor forward(
       AutogradContext *context, const Tensor &packed_, const std::optional<Tensor> &query_,
-      const std::optional<Tensor> &bias_, int64_t heads, double rate, int64_t keys) {
+      const std::optional<Tensor> &bias_, int64_t heads, double rate, int64_t keys, int64_t first) {
     RECORD_FUNCTION("torch_ext::attention", {});
     const auto packed = packed_.stride(2) == 1 ? packed_ : packed_.contiguous();
     const auto query = !query_ ? Tensor() : query_->stride(3) == 1 ? *query_ : query_->contiguous();
     const auto bias = bias_ ? bias_->to(at::kFloat).contiguous() : Tensor();
-    auto args = arguments(packed, query, bias, heads, rate, keys);
+    auto args = arguments(packed, query, bias, heads, dropout(rate, keys, first));
     auto out = at::empty({args.images, args.queries, heads * args.channels}, packed.options());
     auto lse = at::empty({args.images, heads, args.queries}, packed.options().dtype(at::kFloat));
     args.out = heads_of(out, 0, args.channels);
@@ -226,6 +233,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
       context->saved_data["heads"] = heads;
       context->saved_data["rate"] = rate;
       context->saved_data["keys"] = keys;
+      context->saved_data["first"] = first;
     }
     return out;
   }
@@ -235,8 +243,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const auto saved = context->get_saved_variables();
     const auto &packed = saved[0], &query = saved[1], &bias = saved[2], &lse = saved[3];
     const int64_t heads = context->saved_data["heads"].toInt();
-    auto args = arguments(
-        packed, query, bias, heads, context->saved_data["rate"].toDouble(), context->saved_data["keys"].toInt());
+    auto args = arguments(packed, query, bias, heads, saved_dropout(context));
     const auto grad = grads[0].to(packed.scalar_type()).contiguous();
     const int64_t inner = heads * args.channels;
     const bool external = query.defined();
@@ -271,7 +278,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     });
     return {
         grad_packed, grad_query, bias.defined() ? grad_bias.sum(0, /*keepdim=*/true) : grad_bias, Tensor(), Tensor(),
-        Tensor()};
+        Tensor(), Tensor()};
   }
 };
 
@@ -548,11 +555,12 @@ int torch_ext_is_fast(const Tensor *tensor, bool *result) noexcept {
   return guarded([&] { *result = is_fast(*tensor); });
 }
 
-int torch_ext_gelu(const Tensor *x, bool tanh, double drop, Tensor **result) noexcept {
+// `first` elements of a batch come before those of `x`.
+int torch_ext_gelu(const Tensor *x, bool tanh, double drop, int64_t first, Tensor **result) noexcept {
   return guarded([&] {
     require(is_fast(*x), "gelu: x must be f32 or bf16 on the CPU");
     const auto form = static_cast<int64_t>(tanh ? Gelu::TANH : Gelu::ERF);
-    *result = new Tensor(run<GeluFunction>(*x, form, drop, draw_keys(drop)));
+    *result = new Tensor(run<GeluFunction>(*x, form, drop, draw_keys(drop), first));
   });
 }
 
@@ -625,9 +633,9 @@ int torch_ext_layer_norm(
   });
 }
 
-// `query` and `bias` may be null.
+// `query` and `bias` may be null. `first` images of a batch come before these.
 int torch_ext_attention(
-    const Tensor *packed, const Tensor *query, const Tensor *bias, int64_t heads, double drop,
+    const Tensor *packed, const Tensor *query, const Tensor *bias, int64_t heads, double drop, int64_t first,
     Tensor **result) noexcept {
   return guarded([&] {
     require(is_fast(*packed), "attention: keys and values must be f32 or bf16 on the CPU");
@@ -643,7 +651,7 @@ int torch_ext_attention(
         !bias || (bias->is_cpu() && bias->sizes() == at::IntArrayRef({1, heads, queries, packed->size(1)})),
         "attention: the bias must be [1, h, N, M]");
     *result = new Tensor(run<AttentionFunction>(
-        *packed, optional(query), optional(bias), heads, drop, draw_keys(drop)));
+        *packed, optional(query), optional(bias), heads, drop, draw_keys(drop), first));
   });
 }
 

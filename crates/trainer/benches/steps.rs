@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use data_cifar::Share;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Frozen, channels_last};
@@ -37,7 +38,10 @@ fn steps(c: &mut Criterion) {
         let images = Tensor::rand([BATCH, 3, side, side], (Kind::Float, Device::Cpu));
         let images = channels_last(&images).expect("there is memory for the images");
         let labels = Tensor::arange(BATCH, (Kind::Int64, Device::Cpu)).remainder(10);
-        let shown = Shown { images, targets: labels.copy(), smoothing: 0.0, labels, number: 0 };
+        let batch = BATCH as usize;
+        let slices = Share::alone(1).slices(batch);
+        let shown =
+            Shown { images, targets: labels.copy(), smoothing: 0.0, labels, slices, batch, number: 0 };
 
         let mut group = c.benchmark_group(model);
         group.sample_size(10);

@@ -36,7 +36,7 @@ fn main() -> Result<(), Error> {
     let directory = tempfile::tempdir_in(&above).map_err(Error::io(&above))?;
     let run = RunDir::open(directory.path())?;
     let mut keeper = Keeper {
-        run: &run,
+        run: Some(&run),
         has_begun: true,
         starts_from_itself: false,
         card: Card {

@@ -107,6 +107,40 @@ pub enum Error {
         /// What libtorch said.
         problem: String,
     },
+    /// The other processes did not come.
+    #[error(
+        "process {rank} of {processes} did not meet the others at {place} ({problem}); see that all of them were started, \
+         that this address leads to the machine of the first, and that no other program has this port (MASTER_PORT)"
+    )]
+    Meeting {
+        /// This process.
+        rank: usize,
+        /// How many there are.
+        processes: usize,
+        /// Where they meet.
+        place: String,
+        /// What libtorch said.
+        problem: String,
+    },
+    /// Another process ended, or does not answer.
+    #[error(
+        "process {rank} of {processes} has lost another one ({problem}); started again, the run goes on from its newest \
+         checkpoint"
+    )]
+    Gone {
+        /// This process.
+        rank: usize,
+        /// How many there are.
+        processes: usize,
+        /// What libtorch said.
+        problem: String,
+    },
+    /// Another process tells why all of them end.
+    #[error("another process failed")]
+    Elsewhere {
+        /// Its exit code.
+        code: u8,
+    },
     /// Somebody asked to stop.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -128,6 +162,7 @@ impl Error {
             Self::Usage(_) => 2,
             Self::Several(errors) => errors.iter().map(Self::exit_code).max().unwrap_or(1),
             Self::Stopped(stopped) => stopped.exit_code(),
+            Self::Elsewhere { code } => *code,
             _ => 1,
         }
     }

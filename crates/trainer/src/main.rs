@@ -162,6 +162,10 @@ fn main() -> ExitCode {
         Err(panic) => error::from_panic(panic.as_ref()),
     };
     let error = error.or_device();
+    if let Error::Elsewhere { .. } = error {
+        // Another process tells what it is.
+        return ExitCode::from(error.exit_code());
+    }
     // To have been asked to stop is none.
     let label = if matches!(error, Error::Stopped(_)) { "" } else { "error: " };
     error.each().iter().for_each(|error| note(&format!("{label}{error}")));

@@ -8,6 +8,7 @@ pub mod fit;
 pub mod keeper;
 pub mod measure;
 pub mod outline;
+pub mod peers;
 pub mod plan;
 pub mod recipes;
 pub mod replay;

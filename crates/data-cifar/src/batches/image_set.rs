@@ -148,8 +148,8 @@ pub struct Batch {
     pub labels: Tensor,
     /// Each image's index in the set.
     pub indices: Vec<i64>,
-    /// Position of the first image in the order.
-    pub start: usize,
+    /// Each image's position in the order.
+    pub positions: Vec<usize>,
     /// The batch's number in the order, from 0.
     pub number: u64,
 }
@@ -162,7 +162,7 @@ impl Batch {
             images: self.images.f_narrow(0, start, len)?,
             labels: self.labels.f_narrow(0, start, len)?,
             indices: self.indices[first..first + len as usize].to_vec(),
-            start: self.start + first,
+            positions: self.positions[first..first + len as usize].to_vec(),
             number: self.number,
         })
     }
@@ -198,7 +198,8 @@ impl Batches<'_> {
             Images::Resident(set, order) => set.batch(&order.f_narrow(0, start as i64, len as i64)?)?,
             Images::Streamed(decoded) => decoded.receive()?,
         };
-        Ok(Batch { images, labels, indices, start, number: self.number as u64 })
+        let positions = (start..start + len).collect();
+        Ok(Batch { images, labels, indices, positions, number: self.number as u64 })
     }
 }
 
@@ -283,9 +284,9 @@ mod tests {
                 let wanted = device.batches_from(&order, 2, first).unwrap();
                 assert_eq!(found.len(), wanted.len());
                 for (found, wanted) in found.map(Result::unwrap).zip(wanted.map(Result::unwrap)) {
-                    let Batch { images, labels, indices, start, number } = wanted;
+                    let Batch { images, labels, indices, positions, number } = wanted;
                     assert_eq!((found.images, found.labels, found.indices), (images, labels, indices));
-                    assert_eq!((found.start, found.number), (start, number));
+                    assert_eq!((found.positions, found.number), (positions, number));
                 }
             }
             for (order, batch_size) in [(vec![12], 2), (vec![-1], 2), (order, 0)] {

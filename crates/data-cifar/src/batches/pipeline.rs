@@ -172,6 +172,26 @@ impl Pipeline {
         draw: Draw,
         first: usize,
     ) -> Result<Epoch<'a>, DataError> {
+        self.epoch_of(set, order, None, batch_size, draw, first)
+    }
+
+    /// As [`Pipeline::epoch`], for an `order` of some images of another one, in which they have these `positions`.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::epoch`], or not as many positions as images.
+    pub fn epoch_of<'a>(
+        &'a self,
+        set: &'a ImageSet,
+        order: &[i64],
+        positions: Option<Vec<usize>>,
+        batch_size: usize,
+        draw: Draw,
+        first: usize,
+    ) -> Result<Epoch<'a>, DataError> {
+        if let Some(positions) = positions.as_ref().filter(|positions| positions.len() != order.len()) {
+            let (images, positions) = (order.len(), positions.len());
+            return Err(DataError::Argument(format!("{images} images with {positions} positions")));
+        }
         self.augment.validate(self.image_size)?;
         let at_once = match self.augment.enlarged_crop {
             // Drawn for each batch.
@@ -183,7 +203,17 @@ impl Pipeline {
         // Augmented together with those before it, a batch is the same to the last bit.
         let skipped = first % at_once * batch_size;
         let number = first as u64;
-        Ok(Epoch { pipeline: self, draw, chunks, batch_size, current: None, skipped, number, left })
+        Ok(Epoch {
+            pipeline: self,
+            draw,
+            chunks,
+            positions,
+            batch_size,
+            current: None,
+            skipped,
+            number,
+            left,
+        })
     }
 
     fn warped_and_erased(&self, floats: Tensor, keys: &Keys) -> Result<Tensor, DataError> {
@@ -233,6 +263,8 @@ pub struct Epoch<'a> {
     pipeline: &'a Pipeline,
     draw: Draw,
     chunks: Batches<'a>,
+    /// Where the images are in the whole order, if this is not it.
+    positions: Option<Vec<usize>>,
     batch_size: usize,
     /// Several batches in one, augmented, and how many of its images were handed out.
     current: Option<(Augmented, usize)>,
@@ -258,7 +290,11 @@ pub struct Augmented {
 impl Epoch<'_> {
     fn batch(&mut self) -> Option<Result<Augmented, DataError>> {
         if self.current.as_ref().is_none_or(|(chunk, done)| *done == chunk.indices.len()) {
-            let augmented = |batch: Batch| {
+            let positions = &self.positions;
+            let augmented = |mut batch: Batch| {
+                if let Some(positions) = positions {
+                    batch.positions.iter_mut().for_each(|position| *position = positions[*position]);
+                }
                 let images = self.pipeline.augmented(&batch, self.draw)?;
                 Ok(Augmented { images, labels: batch.labels, indices: batch.indices, number: batch.number })
             };
@@ -320,10 +356,9 @@ impl Keys<'_> {
     /// One draw for each image, from a generator of its own.
     fn each<T>(&self, purpose: &str, mut draw: impl FnMut(&mut ChaCha8Rng) -> T) -> Vec<T> {
         let Draw { seed, epoch, repeats } = self.draw;
-        let positions = self.batch.start as u64..;
-        let images = positions.zip(&self.batch.indices).map(|(position, index)| {
+        let images = self.batch.positions.iter().zip(&self.batch.indices).map(|(position, index)| {
             // Repetitions of an image in an epoch differ; no run has 2³² epochs.
-            let epoch = epoch + ((position % repeats.max(1) as u64) << 32);
+            let epoch = epoch + (((position % repeats.max(1)) as u64) << 32);
             draw(&mut keyed_rng(seed, purpose, epoch, index.cast_unsigned()))
         });
         images.collect()

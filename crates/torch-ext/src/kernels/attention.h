@@ -91,7 +91,7 @@ INLINE V score(const AttentionArgs &args, const float *row, const float *bias, i
 
 // The number of the first probability of a row, by which it is dropped or not.
 INLINE int64_t first_of(const AttentionArgs &args, int64_t image, int64_t head, int64_t query, int64_t key_row) {
-  return ((image * args.heads + head) * args.queries + query) * key_row;
+  return (((args.dropout.first + image) * args.heads + head) * args.queries + query) * key_row;
 }
 
 template <class T>

@@ -63,7 +63,7 @@ void gelu_range(const GeluArgs &args, int64_t begin, int64_t end) {
     const Activated y = activated<FORM>(load(x + begin + i, n));
     V result = BACKWARD ? y.slope * load(grad + begin + i, n) : y.value;
     if (args.dropout.threshold)
-      result *= kept(args.dropout, begin + i);
+      result *= kept(args.dropout, args.dropout.first + begin + i);
     store(out + begin + i, result, n);
   });
 }

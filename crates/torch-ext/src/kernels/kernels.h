@@ -14,6 +14,8 @@ struct Dropout {
   uint32_t threshold = 0;
   float scale = 1;
   uint32_t keys[2] = {0, 0};
+  // Elements, or images for attention, of a batch that come before those at hand.
+  int64_t first = 0;
 };
 
 enum class Gelu { ERF, TANH };

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tch::Device;
+
 use trainer::optim::precision::{self, Precision};
 use trainer::process::progress::Output;
+use trainer::process::{launch, meeting};
 use trainer::run::keeper::Saving;
+use trainer::run::peers::Peers;
 use trainer::run::request::Request;
 use trainer::{Error, process::environment, run::outline, run::recipes, run::train};
 
@@ -52,6 +56,12 @@ pub struct Args {
     /// Add a histogram of every tensor per epoch.
     #[arg(long, requires = "tensorboard")]
     histograms: bool,
+    /// Train with N processes of this machine, which share every batch and the processor's cores.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    processes: Option<u16>,
+    /// Of several processes: seconds to wait for another one.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    peer_timeout: u64,
     /// Print JSON lines.
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
@@ -62,9 +72,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Error> {
+    let placement = meeting::placement(&|name| std::env::var(name).ok())?;
     let root = recipes::workspace_root()?;
     let resolved = args.recipe.resolve(&root)?;
-    let RecipeArgs { data, seed, device, .. } = args.recipe;
+    let RecipeArgs { data, seed, device: named, .. } = args.recipe;
     let minutes = |minutes: f64| {
         Duration::try_from_secs_f64(60.0 * minutes).map_err(|_| {
             Error::Usage(format!("--checkpoint-minutes {minutes}: expected a number of 0 or more"))
@@ -76,11 +87,32 @@ pub fn run(args: Args) -> Result<(), Error> {
         last: args.keep_last,
         best: args.keep_best,
     };
-    let device = environment::device(&device)?;
+    let mut device = environment::device(&named)?;
+    if let (Some(placement), Device::Cuda(_), "auto" | "cuda") = (&placement, device, named.as_str()) {
+        // A card for each process of a machine, as far as there are so many.
+        device = Device::Cuda(placement.local_rank % (tch::Cuda::device_count().max(1) as usize));
+    }
+    // What is wrong with the request is known by now, and told once.
+    match (args.processes, &placement) {
+        (Some(processes), None) if processes > 1 && !args.dry_run => return launch::launch(processes.into()),
+        (Some(processes), Some(placement)) if usize::from(processes) != placement.meeting.size => {
+            return Err(Error::Usage(format!(
+                "--processes {processes}: {} were started already; leave this out",
+                placement.meeting.size
+            )));
+        }
+        _ => {}
+    }
     if args.deterministic {
         environment::deterministic(device)?;
     }
     let stop = listen()?;
+    launch::end_with_launcher();
+    let peers = match placement.filter(|_| !args.dry_run) {
+        Some(placement) => Peers::meet(&placement, Duration::from_secs(args.peer_timeout))?,
+        None => Peers::default(),
+    };
+    let is_first = peers.is_first();
     let request = Request {
         root,
         resolved,
@@ -88,6 +120,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         data_dir: data.data_dir,
         stream: data.stream,
         seed,
+        peers,
         device,
         precision: Precision::of(args.precision, device)?,
         deterministic: args.deterministic,
@@ -96,6 +129,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         saving,
         tensorboard: args.tensorboard.then_some(args.histograms),
         output: match (args.json, args.quiet) {
+            _ if !is_first => Output::Quiet,
             (true, _) => Output::Json,
             (_, true) => Output::Quiet,
             _ => Output::Text,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use data_cifar::{ChannelStats, Draw, permutation, repeated};
+use data_cifar::{ChannelStats, Draw, Share, permutation, repeated};
 use image::RgbImage;
 use run_record::{ClassCounts, Recipe};
 use serde::Serialize;
@@ -106,7 +106,8 @@ pub fn sheet(
     let draw = Draw { seed, epoch: epoch.into(), repeats: presentation.repeats };
     let order = repeated(&permutation(seed, draw.epoch, train.range.clone()), draw.repeats);
     // What is decoded ahead goes with the iterator.
-    let first = presentation.epoch(train.set, &order, recipe.train.batch_size, draw, 0)?.next();
+    let first =
+        presentation.epoch(train.set, &order, recipe.train.batch_size, draw, 0, Share::alone(1))?.next();
     let shown = first.ok_or_else(|| Error::Usage("there is no image to train on".to_owned()))??;
     let bytes = pixels(&shown.images, stats)?;
     let targets = shown.targets.f_to_device(Device::Cpu)?;

@@ -1,7 +1,7 @@
 //! A recipe's network: its description, its first draws, what it takes, and batches it cannot learn from.
 
 use core_layers::{Model, trace};
-use data_cifar::keyed_seed;
+use data_cifar::{Share, keyed_seed};
 use run_record::{Algorithm, FieldValue, Recipe};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
@@ -59,10 +59,12 @@ pub fn check_batch_norm(
     vs: &VarStore,
     network: &dyn Model,
     images: usize,
+    processes: usize,
 ) -> Result<(), Error> {
     let batch_size = recipe.train.batch_size;
     let batches = [batch_size.min(images), images % batch_size];
-    if !batches.into_iter().any(|batch| has_lone_part(batch, recipe.train.accumulate.unwrap_or(1))) {
+    let parts = recipe.train.accumulate.unwrap_or(1);
+    if !batches.into_iter().any(|batch| has_lone_image(batch, parts, processes)) {
         return Ok(());
     }
     let side = architecture.facts.image_size;
@@ -76,16 +78,17 @@ pub fn check_batch_norm(
         alone.tensors.first().is_some_and(|tensor| tensor.data_ptr() == variable.data_ptr())
     });
     let name = name.and_then(|(name, _)| name.rsplit_once('.')).map_or("a layer", |(layer, _)| layer);
+    let shared = if processes > 1 { format!(" in one of {processes} processes") } else { String::new() };
     Err(Error::Usage(format!(
-        "train.batch_size = {batch_size}: of {images} training images a step sees a single one, and the batch norm {name} \
-         then a single value of each channel, which has no variance; choose a batch size that leaves 2 or more"
+        "train.batch_size = {batch_size}: of {images} training images a step sees a single one{shared}, and the batch norm \
+         {name} then a single value of each channel, which has no variance; choose a batch size that leaves 2 or more"
     )))
 }
 
-/// Whether a batch that is passed through in so many parts has one of a single image.
-fn has_lone_part(batch: usize, parts: usize) -> bool {
-    let len = batch.div_ceil(parts);
-    batch > 0 && (len == 1 || batch % len == 1)
+/// Whether one of so many processes is given a single image of a part of a batch.
+fn has_lone_image(batch: usize, parts: usize, processes: usize) -> bool {
+    let slices = (0..processes).flat_map(|rank| Share { rank, processes, parts }.slices(batch));
+    slices.into_iter().any(|slice| slice.own.len() == 1)
 }
 
 #[cfg(test)]

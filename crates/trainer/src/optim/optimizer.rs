@@ -135,6 +135,16 @@ impl Optimizer {
         Ok(Self { steps: 0, groups: groups.into_values().collect() })
     }
 
+    /// Updates so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// From now on so many updates were made.
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+
     /// Handles to the tensors that it updates.
     pub fn tensors(&self) -> Vec<Tensor> {
         let slots = self.groups.iter().flat_map(|group| &group.slots);

@@ -11,6 +11,9 @@ use signal_hook::flag;
 /// What a shell adds to a signal's number to say that it ended a program.
 const BY_SIGNAL: i32 = 128;
 
+/// The signals that ask to stop.
+pub const STOPPING: [i32; 3] = [SIGINT, SIGTERM, SIGUSR1];
+
 /// Whether somebody has asked this process to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
@@ -29,7 +32,7 @@ impl Stop {
         // In this order: the first Ctrl-C finds the switch off and turns it on, the second finds it on.
         flag::register_conditional_shutdown(SIGINT, BY_SIGNAL + SIGINT, Arc::clone(&again))?;
         flag::register(SIGINT, again)?;
-        for signal in [SIGINT, SIGTERM, SIGUSR1] {
+        for signal in STOPPING {
             flag::register_usize(signal, Arc::clone(&stop.signal), signal.unsigned_abs() as usize)?;
             flag::register(signal, Arc::clone(&stop.stopped))?;
         }

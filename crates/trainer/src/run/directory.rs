@@ -310,7 +310,7 @@ impl RunDir {
     pub fn log(&self) -> Result<Log, Error> {
         let path = self.file(LOG);
         let file = File::options().create(true).append(true).open(&path);
-        file.map(Log).map_err(Error::io(&path))
+        file.map(Some).map(Log).map_err(Error::io(&path))
     }
 
     /// Whether a run began in the directory.

@@ -1,6 +1,7 @@
 //! Loss and accuracies of a network over images, each counted once.
 
 use core_layers::Model;
+use data_cifar::ImageSet;
 use run_record::TrainRecipe;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -11,6 +12,7 @@ use crate::data::presentation::Presentation;
 use crate::data::source::Subset;
 use crate::optim::loss::loss;
 use crate::process::signals::Stop;
+use crate::run::peers::Peers;
 use crate::run::replay::Replayed;
 
 /// Means over images.
@@ -64,17 +66,39 @@ impl Sums {
     /// # Errors
     /// libtorch's refusal.
     pub fn add(&mut self, loss: &Tensor, logits: &Tensor, labels: &Tensor) -> Result<(), Error> {
-        let (batch, classes) = (logits.size()[0], logits.size()[1]);
-        let loss = loss.f_detach()?.f_to_kind(Kind::Double)?;
-        let (_, best) = logits.f_detach()?.f_topk(classes.min(5), 1, true, true)?; // [B, K] -> [B, 5]
-        let hits = best.f_eq_tensor(&labels.f_unsqueeze(1)?)?.f_to_kind(Kind::Double)?;
-        self.top1 += hits.f_narrow(1, 0, 1)?.f_sum(Kind::Double)?;
-        self.top5 += hits.f_sum(Kind::Double)?;
+        let batch = logits.size()[0];
+        self.add_sums(&sums_of(loss, batch, logits, labels)?, batch)
+    }
+
+    /// Counts a batch of so many images by its [`sums_of`].
+    ///
+    /// # Errors
+    /// libtorch's refusal.
+    pub fn add_sums(&mut self, sums: &Tensor, batch: i64) -> Result<(), Error> {
+        let (loss, top1, top5) = (sums.f_get(0)?, sums.f_get(1)?, sums.f_get(2)?);
+        self.top1 += top1;
+        self.top5 += top5;
         self.count += batch;
         self.batches += 1;
         let here = self.broken.f_clamp_max(self.batches as f64)?;
         self.broken = self.broken.f_where_self(&loss.f_isfinite()?, &here)?;
-        self.loss += loss * batch;
+        self.loss += loss;
+        Ok(())
+    }
+
+    /// Makes them the sums over all processes.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    fn add_up(&mut self, peers: &Peers) -> Result<(), Error> {
+        if !peers.are_several() {
+            return Ok(());
+        }
+        let count = Tensor::from(self.count as f64).f_to_device(self.loss.device())?;
+        let all = Tensor::f_stack(&[&self.loss, &self.top1, &self.top5, &count], 0)?;
+        peers.sum(std::slice::from_ref(&all))?;
+        (self.loss, self.top1, self.top5) = (all.f_get(0)?, all.f_get(1)?, all.f_get(2)?);
+        self.count = all.f_double_value(&[3])? as i64;
         Ok(())
     }
 
@@ -102,22 +126,98 @@ impl Sums {
     }
 }
 
-/// Runs the network over parts of one device in eval mode and in f32.
+/// Sums over the images of a batch, f64 `[3]`: of a loss, which counts `images` times, of labels with the largest logit,
+/// and of those with one of the five largest. The logits `[B, K]` and labels `[B]` may be those of a share of the batch.
 ///
 /// # Errors
-/// libtorch's refusal to make a batch, a picture that cannot be read, or somebody who wants to stop.
+/// libtorch's refusal.
+pub fn sums_of(loss: &Tensor, images: i64, logits: &Tensor, labels: &Tensor) -> Result<Tensor, Error> {
+    let classes = logits.size()[1];
+    let loss = loss.f_detach()?.f_to_kind(Kind::Double)? * images;
+    let (_, best) = logits.f_detach()?.f_topk(classes.min(5), 1, true, true)?; // [B, K] -> [B, 5]
+    let hits = best.f_eq_tensor(&labels.f_unsqueeze(1)?)?.f_to_kind(Kind::Double)?;
+    let (top1, top5) = (hits.f_narrow(1, 0, 1)?.f_sum(Kind::Double)?, hits.f_sum(Kind::Double)?);
+    Ok(Tensor::f_stack(&[loss, top1, top5], 0)?)
+}
+
+/// Runs the network over a part in eval mode and in f32. Every process computes some of the batches, as one would compute
+/// them, and all get the means.
+///
+/// # Errors
+/// libtorch's refusal to make a batch, a picture that cannot be read, somebody who wants to stop, or a process that is
+/// gone.
 pub fn evaluate(
     network: &dyn Model,
-    parts: &[Subset<'_>],
+    part: &Subset<'_>,
     presentation: &Presentation,
     train: &TrainRecipe,
     stop: &Stop,
+    peers: &Peers,
 ) -> Result<Metrics, Error> {
-    evaluate_each(network, parts, presentation, train, stop, false, &mut |_, _| Ok(()))
+    let pass = Pass { network, presentation, batch_size: batch_size(train), train, mirror: false };
+    tch::no_grad(|| {
+        let mut sums = Sums::new(part.set.device(), SavedSums::default())?;
+        let order = peers.turns(&part.indices(), pass.batch_size);
+        let mut replayed = Replayed::new(part.set.device())?;
+        pass.add(&mut sums, part.set, &order, &mut replayed, stop, &mut |_, _| Ok(()))?;
+        sums.add_up(peers)?;
+        Ok(sums.read())
+    })
 }
 
-/// As [`evaluate`], with each batch's logits `[B, K]` and labels `[B]` given to `each`. With `mirror`, logits are the
-/// means of an image's and its mirror image's.
+/// What training passes through the network in parts may not fit in one.
+fn batch_size(train: &TrainRecipe) -> usize {
+    train.batch_size.div_ceil(train.accumulate.unwrap_or(1))
+}
+
+/// How images pass through a network to be measured.
+struct Pass<'a> {
+    network: &'a dyn Model,
+    presentation: &'a Presentation,
+    batch_size: usize,
+    train: &'a TrainRecipe,
+    mirror: bool,
+}
+
+/// What is given each batch's logits `[B, K]` and labels `[B]`.
+type Each<'a> = dyn FnMut(&Tensor, &Tensor) -> Result<(), Error> + 'a;
+
+impl Pass<'_> {
+    /// Adds the images of `order` to the sums.
+    fn add(
+        &self,
+        sums: &mut Sums,
+        set: &ImageSet,
+        order: &[i64],
+        replayed: &mut Replayed,
+        stop: &Stop,
+        each: &mut Each,
+    ) -> Result<(), Error> {
+        let Self { network, presentation, batch_size, train, mirror } = *self;
+        let _frozen = Frozen::new()?;
+        for batch in set.batches(order, batch_size)? {
+            stop.check()?;
+            let batch = batch?;
+            let images = presentation.plain(&batch.images)?;
+            let answers = replayed.run(&[&images], [0, 0], &mut |images| {
+                let logits = network.forward_t(images[0], false);
+                if !mirror {
+                    return Ok(vec![logits]);
+                }
+                let mirrored = network.forward_t(&images[0].f_flip([3])?, false);
+                Ok(vec![(logits + mirrored) / 2.0])
+            })?;
+            let logits = &answers[0];
+            let loss = loss(train, logits, &batch.labels, train.label_smoothing)?;
+            sums.add(&loss, logits, &batch.labels)?;
+            each(logits, &batch.labels)?;
+        }
+        Ok(())
+    }
+}
+
+/// As [`evaluate`] alone, of several parts, with each batch's logits `[B, K]` and labels `[B]` given to `each`. With
+/// `mirror`, logits are the means of an image's and its mirror image's.
 ///
 /// # Errors
 /// Those of [`evaluate`], and of `each`.
@@ -128,33 +228,15 @@ pub fn evaluate_each(
     train: &TrainRecipe,
     stop: &Stop,
     mirror: bool,
-    each: &mut dyn FnMut(&Tensor, &Tensor) -> Result<(), Error>,
+    each: &mut Each,
 ) -> Result<Metrics, Error> {
+    let pass = Pass { network, presentation, batch_size: batch_size(train), train, mirror };
     tch::no_grad(|| {
         let device = parts.first().map_or(Device::Cpu, |part| part.set.device());
         let mut sums = Sums::new(device, SavedSums::default())?;
         let mut replayed = Replayed::new(device)?;
-        let _frozen = Frozen::new()?;
-        // What training passes through the network in parts may not fit in one.
-        let batch_size = train.batch_size.div_ceil(train.accumulate.unwrap_or(1));
         for part in parts {
-            for batch in part.set.batches(&part.indices(), batch_size)? {
-                stop.check()?;
-                let batch = batch?;
-                let images = presentation.plain(&batch.images)?;
-                let answers = replayed.run(&[&images], 0, &mut |images| {
-                    let logits = network.forward_t(images[0], false);
-                    if !mirror {
-                        return Ok(vec![logits]);
-                    }
-                    let mirrored = network.forward_t(&images[0].f_flip([3])?, false);
-                    Ok(vec![(logits + mirrored) / 2.0])
-                })?;
-                let logits = &answers[0];
-                let loss = loss(train, logits, &batch.labels, train.label_smoothing)?;
-                sums.add(&loss, logits, &batch.labels)?;
-                each(logits, &batch.labels)?;
-            }
+            pass.add(&mut sums, part.set, &part.indices(), &mut replayed, stop, each)?;
         }
         Ok(sums.read())
     })

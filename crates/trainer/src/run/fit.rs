@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use core_layers::Model;
-use data_cifar::{Draw, keyed_seed, permutation, repeated};
+use data_cifar::{Draw, Slice, keyed_seed, permutation, repeated};
 use run_record::{EpochStats, Recipe, Select, TrainRecipe};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
-use torch_ext::{clear_grads, foreach_norm, set_grads};
+use torch_ext::{BatchShare, clear_grads, foreach_norm, set_grads, with_batch_share};
 
 use crate::Error;
 use crate::data::presentation::{Presentation, Shown};
@@ -18,8 +18,9 @@ use crate::optim::precision::Precision;
 use crate::optim::schedule::LearningRate;
 use crate::process::progress::Progress;
 use crate::process::signals::Stop;
-use crate::run::evaluate::{Metrics, SavedSums, Sums, evaluate};
+use crate::run::evaluate::{Metrics, SavedSums, Sums, evaluate, sums_of};
 use crate::run::keeper::Keeper;
+use crate::run::peers::{Peers, Together};
 use crate::run::replay::Replayed;
 use crate::run::state::{Counters, State};
 
@@ -48,6 +49,8 @@ pub struct Job<'a> {
     pub progress: &'a Progress,
     /// Whether somebody wants it to stop.
     pub stop: &'a Stop,
+    /// The processes that train together.
+    pub peers: &'a Peers,
 }
 
 /// Trains from where `state` is to the end of the recipe. Whatever happens, `keeper` has on the disk what it takes to
@@ -63,6 +66,7 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
         keeper.save(job.vs, state)?; // what the first epoch can go back to
     }
     let mut stepper = Stepper::new(job.network, &job.recipe.train, job.precision, job.vs.device())?;
+    stepper.together = Together::new(job.peers, job.vs)?;
     while !state.counters.is_finished(&job.recipe.train) {
         let outcome = train_epoch(job, &lr, &mut stepper, state, keeper)
             .and_then(|()| end_epoch(job, &lr, state, keeper));
@@ -91,15 +95,18 @@ fn roll_back(job: &Job, state: &mut State, keeper: &mut Keeper, error: Error) ->
     let Some(rollback) = job.recipe.rollback.filter(|rollback| rollbacks <= rollback.times) else {
         return Err(error);
     };
-    let position = match keeper.go_back(job.vs, state, rollbacks) {
+    let position = match job.peers.agree(keeper.go_back(job.vs, state, rollbacks)) {
         Ok(position) => position,
         Err(why) => {
             job.progress.line(&format!("cannot go back: {why}"));
             return Err(error);
         }
     };
+    state.share(job.vs, job.peers)?;
     let factor = rollback.lr_factor.powf(rollbacks.into());
-    job.progress.line(&format!("{error}; back to {position}, all rates times {factor} from here"));
+    if let Some(position) = position {
+        job.progress.line(&format!("{error}; back to {position}, all rates times {factor} from here"));
+    }
     job.progress.at(state);
     Ok(())
 }
@@ -119,30 +126,40 @@ fn train_epoch(
     let (first, batch_size) = (state.counters.step as usize, recipe.train.batch_size);
     let (started, before) = (Instant::now(), state.counters.seconds);
 
-    for shown in job.presentation.epoch(job.train.set, &order, batch_size, draw, first)? {
-        job.stop.check()?;
+    let share = job.peers.share(recipe.train.accumulate.unwrap_or(1));
+    for shown in job.presentation.epoch(job.train.set, &order, batch_size, draw, first, share)? {
+        if !job.peers.are_several() {
+            job.stop.check()?;
+        }
         let shown = shown?;
         // Whatever the network draws inside depends on the seed and the step alone.
         tch::manual_seed(keyed_seed(seed, "network", epoch, shown.number));
         let rate = rate(job, lr, &state.counters, state.counters.updates);
         let (loss, logits) = stepper.update(state, &shown, rate)?;
-        state.sums.add(&loss, &logits, &shown.labels)?;
+        let batch = shown.batch as i64;
+        let sums = sums_of(&loss, batch, &logits, &shown.labels)?;
+        let due = keeper.is_due(state.counters.step + 1);
+        let known = job.peers.after_step(sums, job.stop, due)?;
+        state.sums.add_sums(&known.sums, batch)?;
         state.counters.step += 1;
         state.counters.updates += 1;
         state.counters.seconds = before + started.elapsed().as_secs_f64();
         if let Some(board) = &mut keeper.board {
-            board.step(state.counters.updates, loss);
+            board.step(state.counters.updates, known.sums.f_get(0)? / batch);
         }
-        job.progress.step(shown.labels.size()[0] as usize);
+        job.progress.step(shown.batch);
 
         // To look at a number waits for the device, which costs nothing on the CPU. Elsewhere a save looks.
         if job.vs.device() == Device::Cpu {
             require_finite(job, lr, state, keeper)?;
         }
         keeper.stepped(job.vs, state)?;
-        if keeper.is_due(state.counters.step) {
+        if known.save {
             save(job, lr, state, keeper)?;
             keeper.retain(state)?;
+        }
+        if let Some(stopped) = known.stopped {
+            return Err(stopped.into());
         }
     }
     require_finite(job, lr, state, keeper)?; // which waits for the last step
@@ -157,6 +174,8 @@ pub struct Stepper<'a> {
     train: &'a TrainRecipe,
     precision: Precision,
     replayed: Replayed,
+    /// The other processes of each update, if there are any.
+    pub together: Option<Together<'a>>,
 }
 
 impl<'a> Stepper<'a> {
@@ -170,31 +189,35 @@ impl<'a> Stepper<'a> {
         precision: Precision,
         device: Device,
     ) -> Result<Self, Error> {
-        Ok(Self { network, train, precision, replayed: Replayed::new(device)? })
+        Ok(Self { network, train, precision, replayed: Replayed::new(device)?, together: None })
     }
 
-    /// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]`, which are valid until
-    /// the next one.
+    /// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]` of the images that count,
+    /// which are valid until the next one. The losses of all shares of a batch add up to its mean.
     ///
     /// # Errors
     /// libtorch's refusal.
     pub fn update(&mut self, state: &mut State, shown: &Shown, rate: f64) -> Result<(Tensor, Tensor), Error> {
-        let Self { network, train, precision, replayed } = self;
+        let Self { network, train, precision, replayed, together } = self;
+        let together = together.as_ref();
         let optimizer = &mut state.optimizer;
         let weights = optimizer.tensors();
         let rounding = precision.tf32()?;
         let mut answers =
-            replayed.run(&[&shown.images, &shown.targets], shown.smoothing.to_bits(), &mut |inputs| {
+            // The slices of a batch follow from its size.
+            replayed.run(&[&shown.images, &shown.targets], [shown.smoothing.to_bits(), shown.batch as u64], &mut |inputs| {
                 clear_grads(&weights)?;
-                let (images, targets) = (inputs[0], inputs[1]);
                 let (loss, logits) =
-                    gradients(*network, train, *precision, images, targets, shown.smoothing)?;
+                    gradients(*network, train, *precision, [inputs[0], inputs[1]], shown, together)?;
                 let grads = weights.iter().map(Tensor::f_grad).collect::<Result<Vec<_>, _>>()?;
                 Ok([loss, logits].into_iter().chain(grads).collect())
             })?;
         drop(rounding);
-        set_grads(&weights, &answers.split_off(2))?;
+        let grads = answers.split_off(2);
+        together.map_or(Ok(()), |together| together.sum_rest(&grads))?;
+        set_grads(&weights, &grads)?;
         optimizer.step(rate, train.clip_grad)?;
+        together.map_or(Ok(()), Together::average_statistics)?;
         if let Some(ema) = &mut state.ema {
             ema.update(state.counters.updates)?;
         }
@@ -203,33 +226,50 @@ impl<'a> Stepper<'a> {
     }
 }
 
-/// Adds the gradient of a batch's loss to that of the weights. Returns the loss and the logits `[B, K]`.
+/// Adds the gradient of a batch's loss to that of the weights: of all shares of the batch, if there are several. Returns
+/// what the images' losses, `[B, 3, S, S]` and their targets, add to the batch's, and the logits `[B, K]` of those that
+/// count.
 fn gradients(
     network: &dyn Model,
     train: &TrainRecipe,
     precision: Precision,
-    images: &Tensor,
-    targets: &Tensor,
-    smoothing: f64,
+    [images, targets]: [&Tensor; 2],
+    shown: &Shown,
+    together: Option<&Together>,
 ) -> Result<(Tensor, Tensor), Error> {
-    let batch = targets.size()[0];
-    let len = (batch as usize).div_ceil(train.accumulate.unwrap_or(1)) as i64;
     let (mut losses, mut logits) = (Vec::new(), Vec::new());
-    for start in (0..batch).step_by(len as usize) {
-        let len = len.min(batch - start);
+    let mut start = 0;
+    for (n, slice) in shown.slices.iter().enumerate() {
+        let len = slice.own.len() as i64;
         let part = |tensor: &Tensor| tensor.f_narrow(0, start, len);
         let part_logits = {
             let _narrow = precision.autocast(images.device())?;
-            network.forward_t(&part(images)?, true)
+            let images = part(images)?;
+            match share(slice) {
+                Some(share) => with_batch_share(share, || network.forward_t(&images, true)),
+                None => network.forward_t(&images, true),
+            }
         };
-        let part_loss = loss(train, &part_logits, &part(targets)?, smoothing)?;
+        let part_loss = loss(train, &part_logits, &part(targets)?, shown.smoothing)?;
+        let counted = if slice.counts { len } else { 0 };
         // By its share, so that the gradients add up to those of the batch's mean.
-        let part_loss = part_loss * (len as f64 / batch as f64);
+        let part_loss = part_loss * (counted as f64 / shown.batch as f64);
+        if let (Some(together), true) = (together, n + 1 == shown.slices.len()) {
+            together.begin()?;
+        }
         part_loss.f_backward()?;
         losses.push(part_loss.f_detach()?);
-        logits.push(part_logits.f_detach()?);
+        logits.push(part_logits.f_detach()?.f_narrow(0, 0, counted)?);
+        start += len;
     }
+    together.map_or(Ok(()), Together::finish)?;
     Ok((Tensor::f_stack(&losses, 0)?.f_sum(tch::Kind::Float)?, Tensor::f_cat(&logits, 0)?))
+}
+
+/// What of a part the images are, if not all of it.
+fn share(Slice { part, own, .. }: &Slice) -> Option<BatchShare> {
+    let [first, len, whole] = [own.start - part.start, own.len(), part.len()].map(|count| count as i64);
+    (len < whole).then_some(BatchShare { first, len, whole })
 }
 
 /// Validates, and has the epoch on the disk.
@@ -270,8 +310,8 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
 
     let best = state.counters.best_epochs().first() == Some(&stats.epoch); // a tie keeps the earlier epoch
     // Before the checkpoint: a run that goes on after it draws the next ones.
-    if let Some(glance) = &job.glance
-        && let Some(drawn) = glance.draw(job.network, stats.epoch, keeper.run)?
+    if let (Some(glance), Some(run)) = (&job.glance, keeper.run)
+        && let Some(drawn) = glance.draw(job.network, stats.epoch, run)?
         && let Some(board) = &mut keeper.board
     {
         board.picture(state.counters.updates, "val/explained", &drawn.into())?;
@@ -281,20 +321,17 @@ fn end_epoch(job: &Job, lr: &LearningRate, state: &mut State, keeper: &mut Keepe
     }
     // Events may come before the checkpoint, because a run that goes on takes back those after it.
     keeper.save_epoch(job.vs, state, &stats, best || job.recipe.train.select == Select::Last)?;
-    keeper.run.write_history(&state.counters.history)?;
+    keeper.run.map_or(Ok(()), |run| run.write_history(&state.counters.history))?;
     keeper.retain(state)?;
     job.progress.epoch_done(&stats, best);
     Ok(())
 }
 
 fn validate(job: &Job) -> Result<Metrics, Error> {
-    evaluate(
-        job.network,
-        std::slice::from_ref(&job.validation),
-        &job.presentation,
-        &job.recipe.train,
-        job.stop,
-    )
+    // Several stop together, after a step.
+    let never = Stop::default();
+    let stop = if job.peers.are_several() { &never } else { job.stop };
+    evaluate(job.network, &job.validation, &job.presentation, &job.recipe.train, stop, job.peers)
 }
 
 /// The learning rate of the update before which `updates` were made.
@@ -348,6 +385,7 @@ mod tests {
     use super::*;
     use crate::data::source::{self, Purpose};
     use crate::{network::build, run::recipes};
+    use data_cifar::Share;
     use std::path::Path;
 
     type Tensors = std::collections::BTreeMap<String, Tensor>;
@@ -394,7 +432,12 @@ mod tests {
         let mut state = State::new(&vs, &architecture, recipe).unwrap();
         let draw = Draw { seed: 1, epoch: 1, repeats: 1 };
         let order = Subset { set: &set, range: source.parts.train.clone() }.indices();
-        let shown = presentation.epoch(&set, &order, 128, draw, 0).unwrap().next().unwrap().unwrap();
+        let shown = presentation
+            .epoch(&set, &order, 128, draw, 0, Share::alone(accumulate))
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap();
         let mut stepper = Stepper::new(network.as_ref(), &recipe.train, Precision::F32, Device::Cpu).unwrap();
         let (loss, logits) = stepper.update(&mut state, &shown, 0.1).unwrap();
         assert_eq!(logits.size(), [128, 10]);

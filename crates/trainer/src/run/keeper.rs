@@ -26,11 +26,11 @@ pub struct Saving {
     pub best: usize,
 }
 
-/// Writes down what must last.
+/// Writes down what must last, or nothing, in a process that is not the first of several.
 #[derive(Debug)]
 pub struct Keeper<'a> {
-    /// The run's directory.
-    pub run: &'a RunDir,
+    /// The run's directory, where this process writes.
+    pub run: Option<&'a RunDir>,
     /// Whether a step was made, in this process or before.
     pub has_begun: bool,
     /// Whether training starts from weights in this directory, which are set aside with the run they are of.
@@ -65,13 +65,11 @@ impl Keeper<'_> {
     /// # Errors
     /// What the file system says.
     pub fn stepped(&mut self, vs: &VarStore, state: &mut State) -> Result<(), Error> {
-        if self.has_begun {
-            return Ok(());
-        }
+        let Some(run) = self.run.filter(|_| !self.has_begun) else { return Ok(()) };
         if self.starts_from_itself {
             self.save(vs, state)?; // after a kill, there would be nothing to start from
         }
-        self.run.discard()?;
+        run.discard()?;
         self.has_begun = true;
         Ok(())
     }
@@ -108,16 +106,17 @@ impl Keeper<'_> {
     /// Writes a checkpoint, in the place of one at the same position. The weights to keep are the current ones if those
     /// are of an epoch, else those that are kept.
     fn write(&mut self, vs: &VarStore, state: &mut State, current: Option<&EpochStats>) -> Result<(), Error> {
+        let Some(run) = self.run else { return Ok(()) };
         let card = Card { epoch: state.counters.history.len() as u32, ..self.card.clone() };
         let of_kept = current.map(|stats| Card {
             val_top1: Some(stats.kept_top1()),
             epoch: stats.epoch,
             ..card.clone()
         });
-        let kept = self.kept_files();
+        let kept = self.kept_files(run);
         let keep = of_kept.as_ref().map_or(Keep::Same(&kept), Keep::Current);
         let position = state.counters.position();
-        let mut draft = Draft::begin(&self.run.checkpoints(), position)?;
+        let mut draft = Draft::begin(&run.checkpoints(), position)?;
         state.write(&mut draft, vs, (&self.identity, &self.machine), &card, keep)?;
         draft.finish()?;
         (self.saved, self.saved_at) = (Some(position), Instant::now());
@@ -125,9 +124,9 @@ impl Keeper<'_> {
     }
 
     /// Where the kept weights are.
-    fn kept_files(&self) -> Vec<PathBuf> {
+    fn kept_files(&self, run: &RunDir) -> Vec<PathBuf> {
         let newest = self.newest().map(|checkpoint| checkpoint.join(KEPT));
-        newest.into_iter().chain([self.run.file(self.select.weights_file())]).collect()
+        newest.into_iter().chain([run.file(self.select.weights_file())]).collect()
     }
 
     /// Removes the checkpoints there is no more need for.
@@ -135,13 +134,13 @@ impl Keeper<'_> {
     /// # Errors
     /// What the file system says.
     pub fn retain(&self, state: &State) -> Result<(), Error> {
-        let Some(saved) = self.saved else { return Ok(()) };
+        let (Some(saved), Some(run)) = (self.saved, self.run) else { return Ok(()) };
         let at_end = |epoch| Position { epoch, step: None };
         let best = state.counters.best_epochs().into_iter().take(self.saving.best);
         // A rollback goes to the end of an epoch, wherever a killed run went on from.
         let last = state.counters.epoch() - 1;
         let spared: Vec<Position> = best.chain([last]).map(at_end).collect();
-        checkpoint::retain(&self.run.checkpoints(), saved, self.saving.last, &spared)?;
+        checkpoint::retain(&run.checkpoints(), saved, self.saving.last, &spared)?;
         Ok(())
     }
 
@@ -150,18 +149,25 @@ impl Keeper<'_> {
     /// # Errors
     /// Weights that are no longer in the checkpoint, or a disk that cannot take them.
     pub fn publish_weights(&self, state: &State) -> Result<(), Error> {
-        let Some(kept) = &state.kept else { return Ok(()) };
+        let (Some(kept), Some(run)) = (&state.kept, self.run) else { return Ok(()) };
         let Some(checkpoint) = self.newest() else { return Ok(()) };
-        self.run.publish(&checkpoint.join(KEPT), self.select.weights_file(), &kept.sha256)
+        run.publish(&checkpoint.join(KEPT), self.select.weights_file(), &kept.sha256)
     }
 
     /// Makes the state that of the newest whole checkpoint at the end of an epoch, but for the number of times this was
-    /// done, and has that on the disk. Those after it are discarded.
+    /// done, and has that on the disk. Those after it are discarded. `None` is answered by who does
+    /// not write.
     ///
     /// # Errors
     /// No such checkpoint, or a disk that cannot be written.
-    pub fn go_back(&mut self, vs: &VarStore, state: &mut State, rollbacks: u32) -> Result<Position, Error> {
-        let directory = self.run.checkpoints();
+    pub fn go_back(
+        &mut self,
+        vs: &VarStore,
+        state: &mut State,
+        rollbacks: u32,
+    ) -> Result<Option<Position>, Error> {
+        let Some(run) = self.run else { return Ok(None) };
+        let directory = run.checkpoints();
         let positions = checkpoint::positions(&directory)?;
         let ends = positions.into_iter().rev().filter(|position| position.step.is_none());
         let found = ends.filter_map(|position| checkpoint::load(&directory, position, &[KEPT]).ok()).next();
@@ -175,11 +181,11 @@ impl Keeper<'_> {
         self.write(vs, state, None)?;
         self.publish_weights(state)?;
         self.board.as_mut().map_or(Ok(()), |board| board.rewind(state.counters.updates))?;
-        Ok(position)
+        Ok(Some(position))
     }
 
     /// The checkpoint that the state was last saved as, or read from.
     pub fn newest(&self) -> Option<PathBuf> {
-        Some(self.run.checkpoints().join(self.saved?.to_string()))
+        Some(self.run?.checkpoints().join(self.saved?.to_string()))
     }
 }

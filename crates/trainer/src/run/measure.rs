@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use core_layers::Model;
-use data_cifar::{ChannelStats, DeviceSet, Draw, ImageSet};
+use data_cifar::{ChannelStats, DeviceSet, Draw, ImageSet, Share};
 use run_record::Recipe;
 use serde::Serialize;
 use tch::nn::VarStore;
@@ -177,10 +177,11 @@ impl Bench {
         let stats = ChannelStats { mean: [127.5; 3], std: [127.5; 3] };
         let presentation = Presentation::new(recipe, &stats, CLASSES, *device)?;
         let order: Vec<i64> = (0..count).collect();
+        let share = Share::alone(recipe.train.accumulate.unwrap_or(1));
         let mut stepper = Stepper::new(network, &recipe.train, self.precision, *device)?;
         for epoch in 1.. {
             let draw = Draw { seed: 0, epoch, repeats: 1 };
-            let mut batches = presentation.epoch(&set, &order, *batch_size, draw, 0)?;
+            let mut batches = presentation.epoch(&set, &order, *batch_size, draw, 0, share)?;
             loop {
                 let started = Instant::now();
                 let Some(shown) = batches.next() else { break };

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use data_cifar::{ChannelStats, DeviceSet, Draw, ImageSet};
+use data_cifar::{ChannelStats, DeviceSet, Draw, ImageSet, Share};
 use run_record::{ClassCounts, Recipe, duration, grouped};
 use serde::Serialize;
 use tch::{Kind, Tensor};
@@ -231,6 +231,7 @@ fn try_steps(plan: &Plan, request: &Request, outline: &Outline, stop: &Stop) -> 
     let stats = ChannelStats { mean: [0.0; 3], std: [1.0; 3] };
     let presentation = Presentation::new(recipe, &stats, classes, request.device)?;
     let mut state = State::new(&plan.vs, &plan.architecture, recipe)?;
+    let share = Share::alone(recipe.train.accumulate.unwrap_or(1));
     let mut stepper = Stepper::new(plan.network.as_ref(), &recipe.train, request.precision, request.device)?;
     let order: Vec<i64> = (0..count as i64).collect();
     let mut seconds: Vec<f64> = Vec::new();
@@ -241,7 +242,7 @@ fn try_steps(plan: &Plan, request: &Request, outline: &Outline, stop: &Stop) -> 
         stop.check()?;
         let started = Instant::now();
         let draw = Draw { seed: request.seed, epoch, repeats: 1 };
-        for shown in presentation.epoch(&set, &order, count, draw, 0)? {
+        for shown in presentation.epoch(&set, &order, count, draw, 0, share)? {
             let (loss, _) = stepper
                 .update(&mut state, &shown?, 0.0)
                 .map_err(|error| error.or_out_of_memory(&recipe.train))?;

@@ -61,32 +61,45 @@ impl Plan {
     /// # Errors
     /// All that is wrong, at once.
     pub fn resolve(request: &Request) -> Result<Self, Error> {
+        Self::of(request, request.resolved.clone())
+    }
+
+    /// The same of this recipe, and not the request's.
+    ///
+    /// # Errors
+    /// All that is wrong, at once.
+    pub fn of(request: &Request, resolved: Resolved) -> Result<Self, Error> {
         let mut notes = Vec::new();
-        let plan = Self::with_notes(request, &mut notes);
+        let plan = Self::with_notes(request, resolved, &mut notes);
         let model = &request.resolved.recipe.model.name;
         notes.iter().for_each(|note| request.output.say(&format!("{model}: {note}")));
         plan.map(|plan| Self { notes, ..plan })
     }
 
-    fn with_notes(request: &Request, notes: &mut Vec<String>) -> Result<Self, Error> {
+    fn with_notes(request: &Request, mut resolved: Resolved, notes: &mut Vec<String>) -> Result<Self, Error> {
         let mut problems = Problems::default();
         if request.deterministic && request.device.is_cuda() {
             notes.push(
                 "deterministic algorithms only: slower, by how much depends on network and card".to_owned(),
             );
         }
-        let mut resolved = request.resolved.clone();
+        let (writes, processes) = (request.peers.is_first(), request.peers.processes());
         if request.weights.is_some() {
             resolved.make_custom();
         }
         let path = request.run_path(&resolved.preset);
-        let run = problems.take(RunDir::existing(&path)).flatten();
-        if run.is_none() && problems.0.is_empty() {
+        // The first of several processes alone has to do with the directory and the weights to start from.
+        let run = if writes { problems.take(RunDir::existing(&path)).flatten() } else { None };
+        if writes && run.is_none() && problems.0.is_empty() {
             problems.take(directory::check_place(&path));
         }
         // What a run began with need not be there any more.
         let earlier = run.as_ref().filter(|_| !request.fresh);
-        let weights = problems.take(initial_weights(request, &mut resolved.recipe, earlier));
+        let weights = match writes {
+            true => problems.take(initial_weights(request, &mut resolved.recipe, earlier)),
+            false => Some(None),
+        };
+        problems.take(check_shares(&resolved.recipe, processes));
         let recipe = &resolved.recipe;
         let found = match (earlier, &weights) {
             (Some(run), Some(_)) => problems.take(run.find(recipe, request.seed, request.precision)),
@@ -124,7 +137,7 @@ impl Plan {
         });
         if let (Some((architecture, vs, network)), Some(listing)) = (&network, &listing) {
             let images = listing.parts.train.len();
-            problems.take(check_batch_norm(recipe, architecture, vs, network.as_ref(), images));
+            problems.take(check_batch_norm(recipe, architecture, vs, network.as_ref(), images, processes));
         }
         match (network, listing, found, memory) {
             (Some((architecture, vs, network)), Some(listing), Some(found), Some(memory))
@@ -163,14 +176,14 @@ impl Plan {
         let mut problems = Problems(source.parts.judge(&source.class_names, recipe).0);
         if images != self.listing.parts.train.len() {
             problems.take(LearningRate::new(recipe, images).check());
-            problems.take(self.check_batch_norm(images));
+            problems.take(self.check_batch_norm(images, request.peers.processes()));
         }
         if problems.0.is_empty() { Ok(source) } else { Err(Error::several(problems.0)) }
     }
 
-    fn check_batch_norm(&self, images: usize) -> Result<(), Error> {
+    fn check_batch_norm(&self, images: usize, processes: usize) -> Result<(), Error> {
         let Self { resolved: Resolved { recipe, .. }, architecture, vs, network, .. } = self;
-        check_batch_norm(recipe, architecture, vs, network.as_ref(), images)
+        check_batch_norm(recipe, architecture, vs, network.as_ref(), images, processes)
     }
 
     /// The run's directory, locked, and made if it was not there.
@@ -192,6 +205,19 @@ impl Plan {
             }),
         }
     }
+}
+
+/// Refuses batches of which not every process has an image in each part.
+fn check_shares(recipe: &Recipe, processes: usize) -> Result<(), Error> {
+    let (batch, parts) = (recipe.train.batch_size, recipe.train.accumulate.unwrap_or(1));
+    if processes == 1 || batch >= processes * parts {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "train.batch_size = {batch}: {processes} processes, in {parts} parts of a batch each, need at least {}; start \
+         fewer processes, or set a larger batch size",
+        processes * parts
+    )))
 }
 
 /// The data of the recipe, if it can be found and divided.

@@ -16,7 +16,7 @@ const WARM_UP: u32 = 3;
 struct Shape {
     inputs: Vec<(Vec<i64>, Kind)>,
     /// Anything else, as bits.
-    rest: u64,
+    rest: [u64; 2],
 }
 
 /// What is noted: from tensors to tensors.
@@ -56,7 +56,7 @@ impl Replayed {
     ///
     /// # Errors
     /// What `work` answers, or libtorch's refusal.
-    pub fn run(&mut self, inputs: &[&Tensor], rest: u64, work: &mut Work) -> Result<Vec<Tensor>, Error> {
+    pub fn run(&mut self, inputs: &[&Tensor], rest: [u64; 2], work: &mut Work) -> Result<Vec<Tensor>, Error> {
         let Some(device) = self.device else { return work(inputs) };
         let shape = Shape { inputs: inputs.iter().map(|input| (input.size(), input.kind())).collect(), rest };
         if self.noted.as_ref().is_none_or(|noted| noted.shape != shape) {
@@ -125,7 +125,7 @@ mod tests {
                     calls += 1;
                     Ok(vec![inputs[0] * factor, inputs[0].f_sum(Kind::Float)?])
                 };
-                let got = replayed.run(&[&x], factor.to_bits(), &mut work).unwrap();
+                let got = replayed.run(&[&x], [factor.to_bits(), 0], &mut work).unwrap();
                 assert_eq!(got[0], &x * factor, "{device:?}, step {step}");
                 assert_eq!(got[1], x.sum(Kind::Float), "{device:?}, step {step}");
             }

@@ -7,6 +7,7 @@ use tch::Device;
 use crate::optim::precision::Precision;
 use crate::process::progress::Output;
 use crate::run::keeper::Saving;
+use crate::run::peers::Peers;
 use crate::run::recipes::Resolved;
 
 /// What `train` was asked for.
@@ -24,6 +25,8 @@ pub struct Request {
     pub stream: bool,
     /// Seed of every draw.
     pub seed: u64,
+    /// The processes that train together.
+    pub peers: Peers,
     /// Where to train.
     pub device: Device,
     /// Arithmetic of a training step.

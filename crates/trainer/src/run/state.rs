@@ -19,6 +19,7 @@ use crate::optim::ema::Ema;
 use crate::optim::optimizer::Optimizer;
 use crate::run::checkpoint::{Checkpoint, Draft, Position};
 use crate::run::evaluate::{SavedSums, Sums};
+use crate::run::peers::Peers;
 
 /// The files of a checkpoint.
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -212,6 +213,26 @@ impl State {
         };
         draft.file(STATE, |out| Ok(serde_json::to_writer_pretty(out, &saved).map_err(io::Error::from)?))?;
         Ok(())
+    }
+
+    /// Makes this state and the network's tensors those of the first process.
+    ///
+    /// # Errors
+    /// A process that is gone, or libtorch's refusal to place the sums on the device.
+    pub fn share(&mut self, vs: &VarStore, peers: &Peers) -> Result<(), Error> {
+        if !peers.are_several() {
+            return Ok(());
+        }
+        let carried = (self.counters.clone(), self.sums.save(), self.optimizer.steps());
+        if let Some((counters, sums, steps)) = peers.hear(peers.is_first().then_some(&carried))? {
+            self.counters = counters;
+            self.sums = Sums::new(vs.device(), sums)?;
+            self.optimizer.set_steps(steps);
+        }
+        // All processes have them in the order of their names.
+        let averages = self.ema.as_ref().map_or_else(BTreeMap::new, Ema::state);
+        let all = [tensors(vs), self.optimizer.state(), averages];
+        peers.copy_first(&all.into_iter().flat_map(BTreeMap::into_values).collect::<Vec<_>>())
     }
 
     /// Makes this state and the network's tensors those of a checkpoint, and returns what computed it.

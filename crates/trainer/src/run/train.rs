@@ -6,7 +6,8 @@ use std::time::Instant;
 use data_cifar::ChannelStats;
 use image::RgbImage;
 use run_record::layout::{CLASSES, HISTORY, RECIPE, TENSORBOARD};
-use run_record::{RunRecord, STATUS_FAILED, STATUS_STOPPED, grouped, machine, sha256_file, to_csv};
+use run_record::{Recipe, RunRecord, STATUS_FAILED, STATUS_STOPPED, grouped, machine, sha256_file, to_csv};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::Device;
 use tch::nn::VarStore;
@@ -16,13 +17,14 @@ use crate::data::source::{Source, Subset};
 use crate::look::glance::Glance;
 use crate::look::outcome::{Outcome, Tested};
 use crate::network::weights::{self, Card, Head};
-use crate::process::progress::Progress;
+use crate::process::progress::{Log, Progress};
 use crate::process::signals::Stop;
 use crate::run::account::{Finished, finish, new_record, verdict};
 use crate::run::checkpoint::Checkpoint;
 use crate::run::directory::{Earlier, RunDir};
 use crate::run::fit::{Job, fit};
 use crate::run::keeper::Keeper;
+use crate::run::peers::Peers;
 use crate::run::plan::Plan;
 use crate::run::recipes::{self, Resolved};
 use crate::run::request::Request;
@@ -39,11 +41,15 @@ use crate::{Error, data::inspect, error, process::environment};
 /// See [`Error`]. A run that began and could not be finished has a record that says `failed: …`, one that was asked
 /// to stop one that says so.
 pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
-    let mut plan = Plan::resolve(request)?;
+    if !request.peers.is_first() {
+        return accompany(request, stop);
+    }
+    let mut plan = request.peers.agree(Plan::resolve(request))?;
+    let _ = request.peers.hear(Some(&Opening::of(&plan)?))?;
+    let opened = open(request, stop, &mut plan);
     let (output, model) = (request.output, request.resolved.recipe.model.name.as_str());
-    let source = plan.read_data(request, stop)?;
-    let run = plan.open_run(request)?;
-    run.check_data(&plan.earlier, &source.sha256)?;
+    let (source, run) = request.peers.agree(opened)?;
+    let _ = request.peers.hear(Some(&source.sha256))?;
     if let Earlier::Finished(record) = &plan.earlier {
         output.say(&format!("{model}: already trained, reused ({})", verdict(&record.result)));
         output.event("result", json!({ "result": record.result }));
@@ -53,7 +59,10 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
     let recipe = &plan.resolved.recipe;
     let mut record = new_record(request, &plan, &source)?;
     let checkpoint = plan.checkpoint.take();
-    let attempt = || train_and_test(request, stop, &plan, checkpoint, &source, &run, &record);
+    let attempt = || {
+        let tested = train_and_test(request, stop, &plan, checkpoint, &source, Some((&run, &record)))?;
+        tested.ok_or_else(|| Error::Training("nothing was tested".to_owned()))
+    };
     // libtorch's refusals inside a forward pass (out of memory, say) come as panics of tch.
     let outcome = catch_unwind(AssertUnwindSafe(attempt))
         .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())))
@@ -95,32 +104,103 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
     }
 }
 
+/// The data, and the directory of the run.
+fn open(request: &Request, stop: &Stop, plan: &mut Plan) -> Result<(Source, RunDir), Error> {
+    let source = plan.read_data(request, stop)?;
+    let run = plan.open_run(request)?;
+    run.check_data(&plan.earlier, &source.sha256)?;
+    Ok((source, run))
+}
+
+/// What the first of several processes tells the others of its plan.
+#[derive(Debug, Serialize, Deserialize)]
+struct Opening {
+    /// Whether there is nothing left to do.
+    is_done: bool,
+    /// The recipe as TOML, without weights to start from, which the others are sent.
+    recipe: String,
+}
+
+impl Opening {
+    fn of(plan: &Plan) -> Result<Self, Error> {
+        let recipe = Recipe { initial_weights: None, ..plan.resolved.recipe.clone() };
+        let is_done = matches!(plan.earlier, Earlier::Finished(_));
+        Ok(Self { is_done, recipe: recipes::to_toml(&recipe)? })
+    }
+}
+
+/// Trains with the first of several processes, and leaves nothing.
+fn accompany(request: &Request, stop: &Stop) -> Result<(), Error> {
+    let peers = &request.peers;
+    peers.agree(Ok(()))?;
+    let Some(Opening { is_done, recipe }) = peers.hear(None)? else { return Ok(()) };
+    let plan = || {
+        let recipe = Recipe::parse(&recipe).map_err(|problem| Error::Usage(problem.to_string()))?;
+        let mut plan = Plan::of(request, Resolved { recipe, ..request.resolved.clone() })?;
+        let source = plan.read_data(request, stop)?;
+        Ok((plan, source))
+    };
+    let (plan, source) = peers.agree(plan())?;
+    let sha256: Option<String> = peers.hear(None)?;
+    if sha256.is_some_and(|sha256| sha256 != source.sha256) {
+        return Err(Error::Training(format!(
+            "process {} of {} has other data than the first one (SHA-256 {}); give all of them the same",
+            peers.rank(),
+            peers.processes(),
+            source.sha256
+        )));
+    }
+    if is_done {
+        return Ok(());
+    }
+    let attempt = || train_and_test(request, stop, &plan, None, &source, None);
+    let outcome = catch_unwind(AssertUnwindSafe(attempt))
+        .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())))
+        .map_err(|error| error.or_out_of_memory(&plan.resolved.recipe.train));
+    match outcome {
+        Ok(_) => Ok(()),
+        // The first one tells of it.
+        Err(error @ (Error::Stopped(_) | Error::NotFinite { .. })) => {
+            Err(Error::Elsewhere { code: error.exit_code() })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Trains, and where there is a directory to write to, tests.
 fn train_and_test(
     request: &Request,
     stop: &Stop,
     plan: &Plan,
     checkpoint: Option<Checkpoint>,
     source: &Source,
-    run: &RunDir,
-    record: &RunRecord,
-) -> Result<Finished, Error> {
+    place: Option<(&RunDir, &RunRecord)>,
+) -> Result<Option<Finished>, Error> {
     let Request { seed, device, precision, output, .. } = request;
     let Plan { resolved: Resolved { recipe, .. }, architecture, vs, network, .. } = plan;
     let stats = source.normalization(&recipe.data)?;
     let (train_set, test_set) = source.sets(*device).map_err(Error::or_placing)?;
     let presentation = Presentation::new(recipe, &stats, source.class_names.len() as i64, *device)?;
     let mut state = State::new(vs, architecture, recipe)?;
-    let mut keeper = keeper(request, plan, source, run, &stats)?;
+    let mut keeper = keeper(request, plan, source, place.map(|(run, _)| run), &stats)?;
     keeper.saved = checkpoint.as_ref().map(|saved| saved.position);
     keeper.has_begun = checkpoint.is_some();
-    let machine = checkpoint.map(|saved| state.restore(vs, saved, &keeper.identity)).transpose()?;
+    let machine = checkpoint.map(|saved| state.restore(vs, saved, &keeper.identity)).transpose();
+    let machine = request.peers.agree(machine)?;
+    state.share(vs, &request.peers)?;
 
-    begin(run, plan, record)?;
-    let classes = to_csv(&source.parts.counts(&source.class_names));
-    run.write(CLASSES, &classes.map_err(|error| Error::io(&run.file(CLASSES))(error.into()))?)?;
-    let progress = Progress::new(recipe.train.epochs, source.parts.train.len(), *output, run.log()?);
-    tell_beginning(&progress, plan, source, record);
-    output.event("run", json!({ "path": run.path().display().to_string(), "result": record.result }));
+    let begun = place.map_or(Ok(()), |(run, record)| {
+        begin(run, plan, record)?;
+        let classes = to_csv(&source.parts.counts(&source.class_names));
+        run.write(CLASSES, &classes.map_err(|error| Error::io(&run.file(CLASSES))(error.into()))?)
+    });
+    request.peers.agree(begun)?;
+    let log = place.map_or(Ok(Log(None)), |(run, _)| run.log())?;
+    let progress = Progress::new(recipe.train.epochs, source.parts.train.len(), *output, log);
+    if let Some((run, record)) = place {
+        tell_beginning(&progress, plan, source, record, &request.peers);
+        output.event("run", json!({ "path": run.path().display().to_string(), "result": record.result }));
+    }
     if let Some(machine) = machine {
         if machine != keeper.machine {
             progress.line(&format!(
@@ -130,10 +210,10 @@ fn train_and_test(
             ));
         }
         keeper.publish_weights(&state)?;
-        run.write_history(&state.counters.history)?;
+        keeper.run.map_or(Ok(()), |run| run.write_history(&state.counters.history))?;
     }
     let train = Subset { set: &train_set, range: source.parts.train.clone() };
-    if let Some(histograms) = request.tensorboard {
+    if let (Some(histograms), Some(run)) = (request.tensorboard, keeper.run) {
         let shown = inspect::Shown { recipe, class_names: &source.class_names, stats: &stats };
         let sheet = || inspect::sheet(&shown, &train, (*seed, 1), 16);
         keeper.board = Some(board(run, state.counters.updates, histograms, sheet)?);
@@ -145,15 +225,20 @@ fn train_and_test(
         network: network.as_ref(),
         vs,
         train,
-        glance: Glance::new(recipe, &source.class_names, &validation, &presentation)?,
+        glance: match place {
+            Some(_) => Glance::new(recipe, &source.class_names, &validation, &presentation)?,
+            None => None,
+        },
         validation,
         presentation,
         precision: *precision,
         progress: &progress,
         stop,
+        peers: &request.peers,
     };
     progress.at(&state);
     fit(&job, &mut state, &mut keeper)?;
+    let Some((run, _)) = place else { return Ok(None) };
     let (done, best) = (state.counters.history.len() as u32, state.counters.best_epochs().first().copied());
     if let (Some(best), true) = (best, done < recipe.train.epochs) {
         progress.line(&format!(
@@ -173,7 +258,7 @@ fn train_and_test(
         test,
         seed: *seed,
     };
-    tested(vs, &outcome, run, state, stop)
+    tested(vs, &outcome, run, state, stop).map(Some)
 }
 
 /// Measures the kept weights on the test images, and leaves what they answer.
@@ -231,14 +316,19 @@ fn begin(run: &RunDir, plan: &Plan, record: &RunRecord) -> Result<(), Error> {
     run.write(RECIPE, recipes::to_toml(&plan.resolved.recipe)?.as_bytes())
 }
 
-fn tell_beginning(progress: &Progress, plan: &Plan, source: &Source, record: &RunRecord) {
+fn tell_beginning(progress: &Progress, plan: &Plan, source: &Source, record: &RunRecord, peers: &Peers) {
     let (row, model) = (&record.result, &plan.architecture.model);
     // They were said before the pictures were decoded.
     for note in &plan.notes {
         progress.log(&format!("{model}: {note}"));
     }
+    let processes = peers.processes();
+    let shared = match processes {
+        1 => String::new(),
+        _ => format!(" over {processes} processes, {} each", row.batch_size.div_ceil(processes)),
+    };
     progress.line(&format!(
-        "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}, {} on {} with {} threads, seed {}",
+        "{model}: {} parameters, {} of {} images for training, {} epochs, batch {}{shared}, {} on {} with {} threads, seed {}",
         grouped(row.params),
         source.parts.train.len(),
         source.name,
@@ -259,7 +349,7 @@ fn keeper<'a>(
     request: &Request,
     plan: &Plan,
     source: &Source,
-    run: &'a RunDir,
+    run: Option<&'a RunDir>,
     stats: &ChannelStats,
 ) -> Result<Keeper<'a>, Error> {
     let Request { seed, device, precision, saving, .. } = request;
@@ -269,7 +359,7 @@ fn keeper<'a>(
     Ok(Keeper {
         run,
         has_begun: false,
-        starts_from_itself: initial.is_some_and(|weights| run.holds(&weights.file)),
+        starts_from_itself: initial.zip(run).is_some_and(|(weights, run)| run.holds(&weights.file)),
         card: Card {
             model: architecture.model.clone(),
             family: architecture.facts.family.to_owned(),

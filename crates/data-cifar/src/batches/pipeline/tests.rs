@@ -173,7 +173,7 @@ fn a_batch_is_cropped_at_one_place_and_every_place_is_drawn() {
     let mut places = std::collections::BTreeSet::new();
     for number in 0..100 {
         let (images, labels) = (bytes.shallow_clone(), Tensor::zeros([3], (Kind::Int64, Device::Cpu)));
-        let batch = Batch { images, labels, indices: vec![0, 1, 2], start: 0, number };
+        let batch = Batch { images, labels, indices: vec![0, 1, 2], positions: vec![0, 1, 2], number };
         let cut = pipeline.augmented(&batch, draw(1, 1)).unwrap();
         assert_eq!(cut.size(), [3, 3, 4, 4]);
         assert_eq!(cut.get(0), cut.get(2));
@@ -191,7 +191,7 @@ fn where_a_batch_is_cropped_never_changes() {
     let pipeline = pipeline(48, enlarged(52, CropOffset::Batch));
     for (number, (top, left)) in (0..).zip([(0, 2), (1, 2), (2, 4), (2, 4)]) {
         let (images, labels) = (bytes.shallow_clone(), Tensor::zeros([1], (Kind::Int64, Device::Cpu)));
-        let batch = Batch { images, labels, indices: vec![0], start: 0, number };
+        let batch = Batch { images, labels, indices: vec![0], positions: vec![0], number };
         let cut = pipeline.augmented(&batch, draw(42, 3)).unwrap() * 255.0;
         let corner = [0, 1].map(|channel| cut.double_value(&[0, channel, 0, 0]).round() as i64);
         assert_eq!(corner, [top, left], "batch {number}");

@@ -1,0 +1,3 @@
+// Stands for gloo's header of this name, whose types libtorch only points to.
+#pragma once
+#include "../types.h"
