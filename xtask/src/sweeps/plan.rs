@@ -148,10 +148,11 @@ case "$SLURM_ARRAY_TASK_ID" in
 {cases}
 *) echo "there is no job $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;
 esac
+# Before there is a trainer, so that no signal ends this script alone.
+trap 'kill -USR1 "$!"' USR1
+trap 'kill -TERM "$!"' TERM
 "$@" &
 trainer=$!
-trap 'kill -USR1 "$trainer"' USR1
-trap 'kill -TERM "$trainer"' TERM
 wait "$trainer"
 code=$?
 # A signal ends the wait, and not the trainer.
