@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = ROOT / "target/release/trainer"
 DEFAULT = ["cct_reference", "vit_reference", "convmixer_reference", "patchconvnet_reference", "gcvit_xxtiny_64",
-           "vit_tiny_patch16_224", "convmixer_768_32", "gcvit_xxtiny"]
+           "vit_tiny_patch16_224", "convmixer_1024_20_ks9_p14", "gcvit_xxtiny"]
 KEY = "compact-vision"
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 70.0]
 
@@ -172,7 +172,7 @@ def check(model, about, folder, run, report):
         theirs = network(torch.from_numpy(images)).numpy()
     report.line(model, "timm", ours, theirs, 1e-5)
     data = timm.data.resolve_data_config({}, model=network)
-    assert data["input_size"] == (3, side, side), data
+    assert tuple(data["input_size"]) == (3, side, side), data
     assert np.allclose(np.array(data["mean"]) * 255, MEAN) and np.allclose(np.array(data["std"]) * 255, STD), data
 
 
