@@ -3,6 +3,7 @@
 // libtorch's own convolutions and products bring weights into that order at every call, which for a batch of one takes as
 // long as the rest. PyTorch's compiler keeps them by the operators that are called here, when a model is frozen.
 
+#include "autocast.h"
 #include "kernels/kernels.h"
 #include "shared.h"
 
@@ -18,12 +19,6 @@
 #include <optional>
 #include <unordered_map>
 #include <vector>
-
-// Declared here because ATen/autocast_mode.h includes all of ATen and doubles the time this file takes.
-namespace at::autocast {
-TORCH_API bool is_autocast_enabled(at::DeviceType);
-TORCH_API at::ScalarType get_autocast_dtype(at::DeviceType);
-} // namespace at::autocast
 
 using namespace torch_ext;
 using at::Tensor;
@@ -65,9 +60,7 @@ struct Frozen {
 
 thread_local std::unique_ptr<Frozen> frozen;
 
-at::ScalarType kind_for(const Tensor &x) {
-  return at::autocast::is_autocast_enabled(at::kCPU) ? at::autocast::get_autocast_dtype(at::kCPU) : x.scalar_type();
-}
+at::ScalarType kind_for(const Tensor &x) { return autocast_kind().value_or(x.scalar_type()); }
 
 // oneDNN computes in bf16 with AVX-512's instructions; f32 it computes with any.
 bool computes_in(at::ScalarType kind) {

@@ -1,5 +1,6 @@
 // Operations of our own on the CPU, with their gradients: libtorch's tensors and autograd around src/kernels.
 
+#include "autocast.h"
 #include "kernels/kernels.h"
 #include "shared.h"
 
@@ -20,12 +21,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-
-// Declared here because ATen/autocast_mode.h includes all of ATen and doubles the time this file takes.
-namespace at::autocast {
-TORCH_API bool is_autocast_enabled(at::DeviceType);
-TORCH_API at::ScalarType get_autocast_dtype(at::DeviceType);
-} // namespace at::autocast
 
 using namespace torch_ext;
 using at::Tensor;
@@ -66,12 +61,6 @@ void parallel(int64_t count, int64_t grain, const F &f) {
         f(begin, begin + n);
       },
       std::max<int64_t>(grain, 1));
-}
-
-// The kind that autocast computes in on the CPU, if it is on.
-std::optional<at::ScalarType> autocast_kind() {
-  return at::autocast::is_autocast_enabled(at::kCPU) ? std::optional(at::autocast::get_autocast_dtype(at::kCPU))
-                                                     : std::nullopt;
 }
 
 // No kernel computes in f16, whether that is a tensor's kind or autocast's.

@@ -1,5 +1,6 @@
 // What tch lacks of libtorch, as C functions for src/ffi.rs.
 
+#include "autocast.h"
 #include "shared.h"
 
 #include <ATen/Context.h>
@@ -36,17 +37,6 @@
 static_assert(
     TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11,
     "tch 0.24 and the declarations below are for libtorch 2.11; run `cargo xtask setup`");
-
-// Declared here because ATen/autocast_mode.h includes all of ATen and doubles the time this file takes.
-namespace at::autocast {
-TORCH_API bool is_autocast_enabled(at::DeviceType);
-TORCH_API void set_autocast_enabled(at::DeviceType, bool);
-TORCH_API at::ScalarType get_autocast_dtype(at::DeviceType);
-TORCH_API void set_autocast_dtype(at::DeviceType, at::ScalarType);
-TORCH_API void clear_cache();
-TORCH_API int increment_nesting();
-TORCH_API int decrement_nesting();
-} // namespace at::autocast
 
 #ifdef TORCH_EXT_CUDA
 // Declared here because its header includes CUDA's own.
