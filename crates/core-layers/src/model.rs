@@ -75,6 +75,11 @@ pub trait ModelConfig: ToJson + fmt::Debug + Send + Sync {
     /// anew when a pretrained network is given other classes.
     fn head(&self) -> &'static [&'static str];
 
+    /// Whether the tensor `name` depends on the number of classes.
+    fn is_head(&self, name: &str) -> bool {
+        self.head().iter().any(|head| name.starts_with(head))
+    }
+
     /// The last part of the names of trained tokens, position embeddings and tables of position biases. They have
     /// the shapes of weights, but are none, and weight decay is not for them (timm's `no_weight_decay`).
     fn embeddings(&self) -> &'static [&'static str];

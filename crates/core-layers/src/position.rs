@@ -26,6 +26,8 @@ pub fn position_similarity(embedding: &Tensor, height: i64, width: i64) -> Tenso
 pub enum Resample {
     /// Bilinear without antialiasing, as the official CCT does.
     Bilinear,
+    /// Bicubic without antialiasing, as the official Swin Transformer does with tables of relative positions.
+    Bicubic,
     /// Bicubic with antialiasing, as timm does.
     BicubicAntialias,
 }
@@ -50,6 +52,7 @@ pub fn resize_position_embedding(
     let grid = grid.f_permute([0, 3, 1, 2])?;
     let resized = match resample {
         Resample::Bilinear => grid.f_upsample_bilinear2d([side, side], false, None, None)?,
+        Resample::Bicubic => grid.f_upsample_bicubic2d([side, side], false, None, None)?,
         Resample::BicubicAntialias => {
             grid.f_internal_upsample_bicubic2d_aa([side, side], false, None, None)?
         }
@@ -77,7 +80,7 @@ mod tests {
     #[test]
     fn grids_are_resampled_and_the_prefix_kept() {
         let embedding = Tensor::rand([1, 17, 3], (Kind::Float, Device::Cpu));
-        for resample in [Resample::Bilinear, Resample::BicubicAntialias] {
+        for resample in [Resample::Bilinear, Resample::Bicubic, Resample::BicubicAntialias] {
             let resize = |side| resize_position_embedding(&embedding, 1, side, resample).unwrap();
             assert!((resize(4) - &embedding).abs().max().double_value(&[]) < 1e-6);
             let smaller = resize(2);

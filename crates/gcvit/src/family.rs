@@ -1,7 +1,11 @@
 //! What programs that know several architectures ask a GCViT's configuration.
 
-use core_layers::{ConfigError, Facts, Model, ModelConfig, PublicWeights, Timm, Variants, number_after};
+use core_layers::{
+    ConfigError, Facts, Model, ModelConfig, PublicWeights, Resample, Timm, Variants, number_after,
+    resize_position_embedding,
+};
 use serde_json::json;
+use tch::Tensor;
 use tch::nn::Path;
 
 use crate::config::{GcVitConfig, QueryPool};
@@ -77,6 +81,17 @@ impl ModelConfig for GcVitConfig {
     /// timm's names become the official ones; those stay.
     fn tensor_name(&self, name: &str) -> String {
         official_name(name)
+    }
+
+    /// The tables of relative positions `[(2w − 1)², heads]` are for windows of one size w.
+    fn resample(&self, name: &str, tensor: &Tensor, shape: &[i64]) -> Option<Tensor> {
+        let &[positions, heads] = shape else { return None };
+        if !name.ends_with(".relative_position_bias_table") || tensor.size().last() != Some(&heads) {
+            return None;
+        }
+        let side = (positions as f64).sqrt().round() as i64;
+        let table = tensor.f_unsqueeze(0).ok()?;
+        resize_position_embedding(&table, 0, side, Resample::Bicubic).ok()?.f_squeeze_dim(0).ok()
     }
 
     /// timm's GCViTs differ in what is no argument: blocks and heads of the levels, and in two the width.

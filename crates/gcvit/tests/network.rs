@@ -331,3 +331,27 @@ fn every_tensor_has_its_layer() {
         test_support::check_layers(&narrow, blocks, &["patch_embed"], &["head"], &[]);
     }
 }
+
+/// timm's `resize_rel_pos_bias_table_simple`, by docs/parity/relative_positions.py.
+#[test]
+fn tables_of_relative_positions_are_resampled_as_timm_does() {
+    const WANT: [f64; 50] = [
+        -0.017799, 0.786546, 0.554015, 0.958795, 1.140655, 0.944463, 0.704771, 0.083480, 0.223765, -0.616006,
+        -0.539405, -0.145922, -0.168634, 0.205875, 0.339099, 0.599356, 0.542851, 0.455553, 0.600636,
+        0.254147, -0.894646, -1.078382, -0.871090, -0.664674, -0.631267, 0.016814, 0.174447, 0.683230,
+        0.780659, 1.081418, 0.190030, -0.275206, -0.171543, -0.465443, -0.585620, -0.592790, -0.474727,
+        -0.188740, -0.295774, 0.168167, 1.151003, 0.579389, 0.549353, -0.116885, -0.341060, -0.965761,
+        -0.925734, -0.948895, -1.212588, -0.753774,
+    ];
+    let table =
+        (Tensor::arange(18, (Kind::Double, Device::Cpu)) * 0.7).sin().view([9, 2]).to_kind(Kind::Float);
+    let resample = |name: &str, shape: &[i64]| GcVitConfig::xxtiny().resample(name, &table, shape);
+    let name = "levels.0.blocks.0.attn.relative_position_bias_table";
+    let got = resample(name, &[25, 2]).expect("nine is a square");
+    let got = Vec::<f64>::try_from(got.to_kind(Kind::Double).view(-1)).expect("numbers");
+    assert!(got.iter().zip(WANT).all(|(got, want)| (got - want).abs() < 2e-6), "{got:?}");
+    let same = resample(name, &[9, 2]).expect("nine is a square");
+    assert!((same - &table).abs().max().double_value(&[]) < 1e-6);
+    assert!(resample(name, &[25, 4]).is_none());
+    assert!(resample("norm.weight", &[25, 2]).is_none());
+}

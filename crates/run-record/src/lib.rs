@@ -58,7 +58,8 @@ pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerRecipe, RollbackRecipe, S
 pub use policy::{Policy, TimmRandAugment};
 pub use predictions::{Prediction, predictions_from_csv};
 pub use recipe::{
-    Bce, Estimate, FieldValue, InitialWeights, ModelChoice, Recipe, Reference, Select, TrainRecipe,
+    Bce, ClassWeights, Estimate, FieldValue, InitialWeights, ModelChoice, Recipe, Reference, Select,
+    TrainRecipe,
 };
 pub use record::{
     DEVICE_FAILED, EpochStats, RECORD_FORMAT, ResultRow, RunRecord, STATUS_COMPLETE, STATUS_FAILED,

@@ -171,6 +171,31 @@ pub struct TrainRecipe {
     /// Epochs without a better validation top-1 after which the run ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience: Option<u32>,
+    /// Epochs at the start in which the head alone learns; the rest of the network answers as in evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_epochs: Option<u32>,
+    /// How much an image of each class counts in the loss. Absent: all count alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+}
+
+/// Where the weight of a class comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassWeights {
+    /// N / (K·n) for a class with n of the N training images of K classes, so that all classes count alike
+    /// (scikit-learn's `balanced`).
+    Balanced,
+}
+
+impl ClassWeights {
+    /// The weight of each class, of which there are so many training images.
+    pub fn of(self, counts: &[usize]) -> Vec<f64> {
+        let mean = counts.iter().sum::<usize>() as f64 / counts.len() as f64;
+        match self {
+            Self::Balanced => counts.iter().map(|&count| mean / count as f64).collect(),
+        }
+    }
 }
 
 /// Binary cross-entropy of each class's sigmoid (Wightman et al., arXiv:2110.00476).
@@ -201,6 +226,14 @@ impl TrainRecipe {
         }
         if let Some(epochs) = self.patience {
             faults.check("train.patience", epochs, epochs > 0, "1 or more");
+        }
+        if let Some(epochs) = self.freeze_epochs {
+            let holds = (1..=self.epochs).contains(&epochs);
+            faults.check("train.freeze_epochs", epochs, holds, "1 to train.epochs");
+        }
+        if self.class_weights.is_some() {
+            let remedy = "only goes with cross-entropy; leave out train.bce";
+            faults.check("train.class_weights", "balanced", self.bce.is_none(), remedy);
         }
     }
 }

@@ -171,7 +171,7 @@ impl WeightsFile {
         head: Head<'_>,
         notes: &mut Vec<String>,
     ) {
-        let is_head = |name: &String| config.head().iter().any(|head| name.starts_with(head));
+        let is_head = |name: &String| config.is_head(name);
         let entry = |name: &String, shape: &[i64]| (name.clone(), without_unit_ends(shape).to_vec());
         let ours = network.iter().filter(|(name, _)| is_head(name)).map(|(name, shape)| entry(name, shape));
         let theirs =

@@ -35,6 +35,8 @@ pub(super) enum Value<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Class {
     OrderedDict,
+    /// What training scripts keep their arguments in.
+    Namespace,
     RebuildTensor,
     RebuildParameter,
     Storage(Dtype),
@@ -202,6 +204,7 @@ impl<'a> Machine<'a> {
                 self.storage(id)?;
             }
             b'R' => self.call()?,
+            0x81 => self.object()?,
             b'b' => self.build()?,
             other => return Err(refused(other)),
         }
@@ -391,6 +394,19 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// An object without arguments: its attributes, which follow, are entries of a dictionary.
+    fn object(&mut self) -> Result<(), String> {
+        match self.top(2)?[..] {
+            [Value::Class(Class::Namespace), Value::Tuple(arguments)]
+                if self.made.items[arguments].is_empty() =>
+            {
+                self.dict();
+                Ok(())
+            }
+            _ => Err("it makes an object of a class other than argparse.Namespace".to_owned()),
+        }
+    }
+
     /// Attributes of a dictionary, such as the versions of the modules a `state_dict` is of.
     fn build(&mut self) -> Result<(), String> {
         let _attributes = self.pop()?;
@@ -413,6 +429,7 @@ fn odd(what: &str) -> String {
 fn class(module: &str, name: &str) -> Result<Class, String> {
     let dtype = match (module, name) {
         ("collections", "OrderedDict") => return Ok(Class::OrderedDict),
+        ("argparse", "Namespace") => return Ok(Class::Namespace),
         ("torch._utils", "_rebuild_tensor_v2") => return Ok(Class::RebuildTensor),
         ("torch._utils", "_rebuild_parameter") => return Ok(Class::RebuildParameter),
         ("torch", "FloatStorage") => Dtype::F32,
@@ -455,7 +472,6 @@ fn refused(instruction: u8) -> String {
         b'l' => "LIST",
         b'o' => "OBJ",
         b'p' => "PUT",
-        0x81 => "NEWOBJ",
         0x82 => "EXT1",
         0x83 => "EXT2",
         0x84 => "EXT4",

@@ -164,7 +164,7 @@ fn an_error_says_what_is_known_of_it() {
 fn values_out_of_range_are_named() {
     assert_eq!(example().validate(), Ok(()));
     type Spoil = fn(&mut Recipe);
-    let cases: [(&str, Spoil); 22] = [
+    let cases: [(&str, Spoil); 25] = [
         ("data.image_size", |r| r.data.image_size = 0),
         ("initial_weights.sha256", |r| {
             r.initial_weights = Some(InitialWeights { file: PathBuf::new(), sha256: "ab".into() });
@@ -191,6 +191,12 @@ fn values_out_of_range_are_named() {
         ("train.accumulate", |r| r.train.accumulate = Some(129)),
         ("train.clip_grad", |r| r.train.clip_grad = Some(0.0)),
         ("train.patience", |r| r.train.patience = Some(0)),
+        ("train.freeze_epochs", |r| r.train.freeze_epochs = Some(0)),
+        ("train.freeze_epochs", |r| r.train.freeze_epochs = Some(r.train.epochs + 1)),
+        ("train.class_weights", |r| {
+            r.train.bce = Some(Bce { sum: false, target_thresh: None });
+            r.train.class_weights = Some(ClassWeights::Balanced);
+        }),
         ("optimizer.lr", |r| r.optimizer.lr = f64::NAN),
         ("estimate.cpu_minutes", |r| r.estimate = Some(Estimate { cpu_minutes: Some(-1.0) })),
         ("reference.test_top1", |r| {
@@ -269,4 +275,13 @@ fn the_commentary_does_not_count_as_part_of_the_run() {
     };
     assert_eq!(from("a", "1").without_commentary(), from("b", "1").without_commentary());
     assert_ne!(from("a", "1").without_commentary(), from("a", "2").without_commentary());
+}
+
+#[test]
+fn balanced_weights_make_all_classes_count_alike() {
+    let counts = [30, 10, 20];
+    let weights = ClassWeights::Balanced.of(&counts);
+    assert_eq!(weights, [20.0 / 30.0, 2.0, 1.0]);
+    let shares: Vec<f64> = weights.iter().zip(counts).map(|(weight, count)| weight * count as f64).collect();
+    assert!(shares.iter().all(|share| (share - 20.0).abs() < 1e-12), "{shares:?}");
 }

@@ -229,7 +229,9 @@ impl Merger {
         {
             return Err(wrong());
         }
-        let arguments = two.arguments.iter().zip(&three.arguments);
+        // The rest of a convolution's are what the process has set for cuDNN, and none of the network's.
+        let of_network = if two.op == "aten::_convolution" { 9 } else { usize::MAX };
+        let arguments = two.arguments.iter().zip(&three.arguments).take(of_network);
         let arguments = arguments.map(|(a, b)| self.argument(a, b).ok_or_else(wrong));
         let results = two
             .results
@@ -299,6 +301,26 @@ mod tests {
             Some(vec![Size::Batch(1), Size::Fixed(7), Size::Fixed(-1)])
         );
         assert_eq!(sizes(&[2], &[3, 1]), None);
+    }
+
+    #[test]
+    fn what_the_process_has_set_for_convolutions_is_no_part_of_the_network() {
+        let pass = |batch: i64| {
+            let images = Tensor::ones([batch, 1, 3, 3], (Kind::Float, tch::Device::Cpu));
+            let weight = Tensor::ones([1, 1, 3, 3], (Kind::Float, tch::Device::Cpu));
+            let compute = || images.conv2d::<Tensor>(&weight, None, [1, 1], [0, 0], [1, 1], 1).flatten(1, -1);
+            torch_ext::trace(&[images.shallow_clone()], compute).unwrap()
+        };
+        let (two, mut three) = (pass(2), pass(3));
+        for node in &mut three.nodes {
+            for argument in node.arguments.iter_mut().skip(9) {
+                if let TraceArgument::Bool(setting) = argument {
+                    *setting = !*setting;
+                }
+            }
+        }
+        let graph = merge(&two, &three).unwrap();
+        assert_eq!(graph.nodes.iter().filter(|node| node.op == "_convolution").count(), 1);
     }
 
     #[test]

@@ -29,8 +29,8 @@ const STEP: &str = "step";
 ///   it is made for move by AdamW, with Nesterov's step too, where timm takes NAdamW.
 ///
 /// A tensor without a gradient is left alone. AdamW and LAMB correct all means by the number of updates of the whole
-/// optimiser, where PyTorch counts for each tensor and timm's LAMB for each group; that differs for a tensor whose
-/// first gradient is not the first update's.
+/// optimiser, or since the one that [`Optimizer::delay`] names, where PyTorch counts for each tensor and timm's LAMB for
+/// each group.
 #[derive(Debug)]
 pub struct Optimizer {
     /// Updates so far.
@@ -45,6 +45,8 @@ struct Group {
     weight_decay: f64,
     /// What the schedule's rate is multiplied by.
     lr_factor: f64,
+    /// Updates before the first one of these tensors.
+    earlier: u64,
     slots: Vec<Slot>,
 }
 
@@ -128,8 +130,13 @@ impl Optimizer {
             let states = states.collect::<Result<_, _>>()?;
             let weight_decay = if decays { recipe.weight_decay } else { 0.0 };
             let group = groups.entry((depth, decays, algorithm == recipe.algorithm));
-            let group =
-                group.or_insert_with(|| Group { algorithm, weight_decay, lr_factor, slots: Vec::new() });
+            let group = group.or_insert_with(|| Group {
+                algorithm,
+                weight_decay,
+                lr_factor,
+                earlier: 0,
+                slots: Vec::new(),
+            });
             group.slots.push(Slot { name, tensor, states });
         }
         Ok(Self { steps: 0, groups: groups.into_values().collect() })
@@ -143,6 +150,20 @@ impl Optimizer {
     /// From now on so many updates were made.
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
+    }
+
+    /// The tensors with such names have no gradient before so many updates.
+    pub fn delay(&mut self, updates: u64, is_late: impl Fn(&str) -> bool) {
+        for group in std::mem::take(&mut self.groups) {
+            let (late, early): (Vec<_>, Vec<_>) =
+                group.slots.into_iter().partition(|slot| is_late(&slot.name));
+            for (slots, earlier) in [(early, group.earlier), (late, updates)] {
+                if !slots.is_empty() {
+                    let Group { algorithm, weight_decay, lr_factor, .. } = group;
+                    self.groups.push(Group { algorithm, weight_decay, lr_factor, earlier, slots });
+                }
+            }
+        }
     }
 
     /// Handles to the tensors that it updates.
@@ -164,8 +185,8 @@ impl Optimizer {
         }
         for (group, mut list) in self.groups.iter().zip(lists) {
             if !list.params.is_empty() {
-                let lr = lr * group.lr_factor;
-                no_grad(|| update(group.algorithm, self.steps, &mut list, lr, group.weight_decay))?;
+                let (lr, made) = (lr * group.lr_factor, self.steps.saturating_sub(group.earlier));
+                no_grad(|| update(group.algorithm, made, &mut list, lr, group.weight_decay))?;
             }
         }
         self.steps += 1;

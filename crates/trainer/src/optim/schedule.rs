@@ -34,7 +34,7 @@ impl LearningRate {
     }
 
     /// Updates of an epoch.
-    fn per_epoch(&self) -> u64 {
+    pub fn per_epoch(&self) -> u64 {
         self.images.div_ceil(self.batch_size).max(1) as u64
     }
 

@@ -18,7 +18,7 @@ use crate::run::replay::Replayed;
 /// Means over images.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metrics {
-    /// The recipe's loss, smoothed as in training.
+    /// The recipe's loss, smoothed as in training; all classes count alike.
     pub loss: f64,
     /// Share of images whose label has the largest logit.
     pub top1: f64,
@@ -208,7 +208,7 @@ impl Pass<'_> {
                 Ok(vec![(logits + mirrored) / 2.0])
             })?;
             let logits = &answers[0];
-            let loss = loss(train, logits, &batch.labels, train.label_smoothing)?;
+            let loss = loss(train, logits, &batch.labels, train.label_smoothing, None)?;
             sums.add(&loss, logits, &batch.labels)?;
             each(logits, &batch.labels)?;
         }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use core_layers::Model;
+use core_layers::{Model, ModelConfig};
 use data_cifar::{Draw, Slice, keyed_seed, permutation, repeated};
 use run_record::{EpochStats, Recipe, Select, TrainRecipe};
 use tch::nn::VarStore;
@@ -35,6 +35,10 @@ pub struct Job<'a> {
     pub network: &'a dyn Model,
     /// Its tensors.
     pub vs: &'a VarStore,
+    /// What it was made of, which knows its head.
+    pub config: &'a dyn ModelConfig,
+    /// How often the images of each class count, f32 `[K]`, if not all count alike.
+    pub class_weights: Option<Tensor>,
     /// Images to learn from.
     pub train: Subset<'a>,
     /// Images to choose the best epoch by.
@@ -66,8 +70,19 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
         keeper.save(job.vs, state)?; // what the first epoch can go back to
     }
     let mut stepper = Stepper::new(job.network, &job.recipe.train, job.precision, job.vs.device())?;
-    stepper.together = Together::new(job.peers, job.vs)?;
+    stepper.pass.class_weights = job.class_weights.as_ref();
+    let trunk = trunk(job);
+    if let Some(epochs) = job.recipe.train.freeze_epochs {
+        let updates = u64::from(epochs) * lr.per_epoch();
+        state.optimizer.delay(updates, |name| !job.config.is_head(name));
+    }
     while !state.counters.is_finished(&job.recipe.train) {
+        let frozen = job.recipe.train.freeze_epochs.is_some_and(|epochs| state.counters.epoch() <= epochs);
+        if stepper.pass.frozen != frozen || stepper.pass.together.is_none() {
+            trunk.iter().for_each(|tensor| drop(tensor.set_requires_grad(!frozen)));
+            stepper.pass.frozen = frozen;
+            stepper.pass.together = Together::new(job.peers, job.vs)?;
+        }
         let outcome = train_epoch(job, &lr, &mut stepper, state, keeper)
             .and_then(|()| end_epoch(job, &lr, state, keeper));
         let outcome = match outcome {
@@ -84,6 +99,13 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
         }
     }
     Ok(())
+}
+
+/// What learns of the network, but its head.
+fn trunk(job: &Job) -> Vec<Tensor> {
+    let named = job.vs.variables().into_iter();
+    let trunk = named.filter(|(name, tensor)| tensor.requires_grad() && !job.config.is_head(name));
+    trunk.map(|(_, tensor)| tensor).collect()
 }
 
 /// Goes back to the end of the last epoch with lower rates, if the recipe wants that and it was not done too often.
@@ -170,10 +192,21 @@ fn train_epoch(
 /// Makes updates of a network.
 #[derive(Debug)]
 pub struct Stepper<'a> {
+    /// How a batch passes through the network.
+    pub pass: Pass<'a>,
+    replayed: Replayed,
+}
+
+/// How a batch passes through a network.
+#[derive(Debug)]
+pub struct Pass<'a> {
     network: &'a dyn Model,
     train: &'a TrainRecipe,
     precision: Precision,
-    replayed: Replayed,
+    /// The head alone learns, and the rest answers as in evaluation.
+    pub frozen: bool,
+    /// How often the images of each class count, f32 `[K]`, if not all count alike.
+    pub class_weights: Option<&'a Tensor>,
     /// The other processes of each update, if there are any.
     pub together: Option<Together<'a>>,
 }
@@ -189,7 +222,8 @@ impl<'a> Stepper<'a> {
         precision: Precision,
         device: Device,
     ) -> Result<Self, Error> {
-        Ok(Self { network, train, precision, replayed: Replayed::new(device)?, together: None })
+        let pass = Pass { network, train, precision, frozen: false, class_weights: None, together: None };
+        Ok(Self { pass, replayed: Replayed::new(device)? })
     }
 
     /// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]` of the images that count,
@@ -198,25 +232,24 @@ impl<'a> Stepper<'a> {
     /// # Errors
     /// libtorch's refusal.
     pub fn update(&mut self, state: &mut State, shown: &Shown, rate: f64) -> Result<(Tensor, Tensor), Error> {
-        let Self { network, train, precision, replayed, together } = self;
-        let together = together.as_ref();
+        let Self { pass, replayed } = self;
+        let together = pass.together.as_ref();
         let optimizer = &mut state.optimizer;
         let weights = optimizer.tensors();
-        let rounding = precision.tf32()?;
-        let mut answers =
-            // The slices of a batch follow from its size.
-            replayed.run(&[&shown.images, &shown.targets], [shown.smoothing.to_bits(), shown.batch as u64], &mut |inputs| {
-                clear_grads(&weights)?;
-                let (loss, logits) =
-                    gradients(*network, train, *precision, [inputs[0], inputs[1]], shown, together)?;
-                let grads = weights.iter().map(Tensor::f_grad).collect::<Result<Vec<_>, _>>()?;
-                Ok([loss, logits].into_iter().chain(grads).collect())
-            })?;
+        let rounding = pass.precision.tf32()?;
+        // The slices of a batch follow from its size.
+        let rest = [shown.smoothing.to_bits(), (shown.batch as u64) << 1 | u64::from(pass.frozen)];
+        let mut answers = replayed.run(&[&shown.images, &shown.targets], rest, &mut |inputs| {
+            clear_grads(&weights)?;
+            let (loss, logits) = pass.gradients([inputs[0], inputs[1]], shown)?;
+            let grads = weights.iter().map(Tensor::f_grad).collect::<Result<Vec<_>, _>>()?;
+            Ok([loss, logits].into_iter().chain(grads).collect())
+        })?;
         drop(rounding);
         let grads = answers.split_off(2);
         together.map_or(Ok(()), |together| together.sum_rest(&grads))?;
         set_grads(&weights, &grads)?;
-        optimizer.step(rate, train.clip_grad)?;
+        optimizer.step(rate, pass.train.clip_grad)?;
         together.map_or(Ok(()), Together::average_statistics)?;
         if let Some(ema) = &mut state.ema {
             ema.update(state.counters.updates)?;
@@ -226,44 +259,40 @@ impl<'a> Stepper<'a> {
     }
 }
 
-/// Adds the gradient of a batch's loss to that of the weights: of all shares of the batch, if there are several. Returns
-/// what the images' losses, `[B, 3, S, S]` and their targets, add to the batch's, and the logits `[B, K]` of those that
-/// count.
-fn gradients(
-    network: &dyn Model,
-    train: &TrainRecipe,
-    precision: Precision,
-    [images, targets]: [&Tensor; 2],
-    shown: &Shown,
-    together: Option<&Together>,
-) -> Result<(Tensor, Tensor), Error> {
-    let (mut losses, mut logits) = (Vec::new(), Vec::new());
-    let mut start = 0;
-    for (n, slice) in shown.slices.iter().enumerate() {
-        let len = slice.own.len() as i64;
-        let part = |tensor: &Tensor| tensor.f_narrow(0, start, len);
-        let part_logits = {
-            let _narrow = precision.autocast(images.device())?;
-            let images = part(images)?;
-            match share(slice) {
-                Some(share) => with_batch_share(share, || network.forward_t(&images, true)),
-                None => network.forward_t(&images, true),
+impl Pass<'_> {
+    /// Adds the gradient of a batch's loss to that of the weights: of all shares of the batch, if there are several.
+    /// Returns what the images' losses, `[B, 3, S, S]` and their targets, add to the batch's, and the logits `[B, K]` of
+    /// those that count.
+    fn gradients(&self, [images, targets]: [&Tensor; 2], shown: &Shown) -> Result<(Tensor, Tensor), Error> {
+        let (mut losses, mut logits) = (Vec::new(), Vec::new());
+        let mut start = 0;
+        for (n, slice) in shown.slices.iter().enumerate() {
+            let len = slice.own.len() as i64;
+            let part = |tensor: &Tensor| tensor.f_narrow(0, start, len);
+            let part_logits = {
+                let _narrow = self.precision.autocast(images.device())?;
+                let images = part(images)?;
+                match share(slice) {
+                    Some(share) => with_batch_share(share, || self.network.forward_t(&images, !self.frozen)),
+                    None => self.network.forward_t(&images, !self.frozen),
+                }
+            };
+            let part_loss =
+                loss(self.train, &part_logits, &part(targets)?, shown.smoothing, self.class_weights)?;
+            let counted = if slice.counts { len } else { 0 };
+            // By its share, so that the gradients add up to those of the batch's mean.
+            let part_loss = part_loss * (counted as f64 / shown.batch as f64);
+            if let (Some(together), true) = (&self.together, n + 1 == shown.slices.len()) {
+                together.begin()?;
             }
-        };
-        let part_loss = loss(train, &part_logits, &part(targets)?, shown.smoothing)?;
-        let counted = if slice.counts { len } else { 0 };
-        // By its share, so that the gradients add up to those of the batch's mean.
-        let part_loss = part_loss * (counted as f64 / shown.batch as f64);
-        if let (Some(together), true) = (together, n + 1 == shown.slices.len()) {
-            together.begin()?;
+            part_loss.f_backward()?;
+            losses.push(part_loss.f_detach()?);
+            logits.push(part_logits.f_detach()?.f_narrow(0, 0, counted)?);
+            start += len;
         }
-        part_loss.f_backward()?;
-        losses.push(part_loss.f_detach()?);
-        logits.push(part_logits.f_detach()?.f_narrow(0, 0, counted)?);
-        start += len;
+        self.together.as_ref().map_or(Ok(()), Together::finish)?;
+        Ok((Tensor::f_stack(&losses, 0)?.f_sum(tch::Kind::Float)?, Tensor::f_cat(&logits, 0)?))
     }
-    together.map_or(Ok(()), Together::finish)?;
-    Ok((Tensor::f_stack(&losses, 0)?.f_sum(tch::Kind::Float)?, Tensor::f_cat(&logits, 0)?))
 }
 
 /// What of a part the images are, if not all of it.

@@ -43,6 +43,8 @@ pub struct Outline {
     pub classes: Vec<ClassCounts>,
     /// Passes over the training images.
     pub epochs: u32,
+    /// Epochs at the start in which the head alone learns.
+    pub freeze_epochs: Option<u32>,
     /// Images of a step.
     pub batch_size: usize,
     /// Steps of an epoch.
@@ -127,6 +129,7 @@ impl Outline {
             dataset: listing.name.clone(),
             classes: listing.parts.counts(&listing.class_names),
             epochs: recipe.train.epochs,
+            freeze_epochs: recipe.train.freeze_epochs,
             batch_size,
             steps_per_epoch,
             last_batch: images - (steps_per_epoch as usize - 1) * batch_size,
@@ -154,7 +157,11 @@ impl Outline {
             "network",
             format!("{}: {params} parameters, {macs} multiply-accumulates per image", self.model),
         );
-        line("recipe", format!("{}, {} epochs in batches of {}", self.preset, self.epochs, self.batch_size));
+        let frozen = self
+            .freeze_epochs
+            .map_or(String::new(), |epochs| format!(", the head alone in the first {epochs}"));
+        let (epochs, batch_size) = (self.epochs, self.batch_size);
+        line("recipe", format!("{}, {epochs} epochs in batches of {batch_size}{frozen}", self.preset));
         line("run", format!("{}: {}", self.out, self.start));
         line("data", self.dataset.clone());
         let mut classes = self.classes.clone();

@@ -100,6 +100,9 @@ impl Plan {
             false => Some(None),
         };
         problems.take(check_shares(&resolved.recipe, processes));
+        if writes && weights.is_some() {
+            problems.take(check_freezing(&resolved.recipe));
+        }
         let recipe = &resolved.recipe;
         let found = match (earlier, &weights) {
             (Some(run), Some(_)) => problems.take(run.find(recipe, request.seed, request.precision)),
@@ -218,6 +221,17 @@ fn check_shares(recipe: &Recipe, processes: usize) -> Result<(), Error> {
          fewer processes, or set a larger batch size",
         processes * parts
     )))
+}
+
+/// Refuses to keep weights as they are that were just drawn.
+fn check_freezing(recipe: &Recipe) -> Result<(), Error> {
+    match (recipe.train.freeze_epochs, &recipe.initial_weights) {
+        (Some(epochs), None) => Err(Error::Usage(format!(
+            "train.freeze_epochs = {epochs}: all but the head stays as it is, which needs weights to start from; give \
+             --weights, or take the key out (--set train.freeze_epochs=)"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The data of the recipe, if it can be found and divided.

@@ -9,8 +9,8 @@ use run_record::layout::{CLASSES, HISTORY, RECIPE, TENSORBOARD};
 use run_record::{Recipe, RunRecord, STATUS_FAILED, STATUS_STOPPED, grouped, machine, sha256_file, to_csv};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tch::Device;
 use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
 
 use crate::data::presentation::Presentation;
 use crate::data::source::{Source, Subset};
@@ -219,11 +219,15 @@ fn train_and_test(
         keeper.board = Some(board(run, state.counters.updates, histograms, sheet)?);
     }
     let validation = Subset { set: &train_set, range: source.parts.validation.clone() };
+    let class_weights =
+        class_weights(recipe, source, &progress)?.map(|weights| weights.f_to_device(*device)).transpose()?;
     let job = Job {
         recipe,
         seed: *seed,
         network: network.as_ref(),
         vs,
+        config: architecture.config.as_ref(),
+        class_weights,
         train,
         glance: match place {
             Some(_) => Glance::new(recipe, &source.class_names, &validation, &presentation)?,
@@ -259,6 +263,16 @@ fn train_and_test(
         seed: *seed,
     };
     tested(vs, &outcome, run, state, stop).map(Some)
+}
+
+/// How often the images of each class count, f32 `[K]`, if the recipe wants that not all count alike.
+fn class_weights(recipe: &Recipe, source: &Source, progress: &Progress) -> Result<Option<Tensor>, Error> {
+    let Some(wanted) = recipe.train.class_weights else { return Ok(None) };
+    let counts = source.parts.counts(&source.class_names);
+    let weights = wanted.of(&counts.iter().map(|class| class.train).collect::<Vec<_>>());
+    let words = counts.iter().zip(&weights).map(|(class, weight)| format!("{} {weight:.3}", class.name));
+    progress.log(&format!("an image counts by its class: {}", words.collect::<Vec<_>>().join(", ")));
+    Ok(Some(Tensor::f_from_slice(&weights)?.f_to_kind(Kind::Float)?))
 }
 
 /// Measures the kept weights on the test images, and leaves what they answer.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "no test program needs all of it")]
 
+pub mod hub;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -53,4 +55,19 @@ pub fn history(run: &Path) -> Vec<Vec<String>> {
 pub fn record(run: &Path) -> serde_json::Value {
     serde_json::from_str(&fs::read_to_string(run.join("record.json")).expect("there is a record"))
         .expect("it is JSON")
+}
+
+/// A directory for each of `classes` with so many pictures of its own brightness.
+pub fn pictures(place: &Path, classes: &[(&str, u8)]) {
+    for (class, (name, count)) in classes.iter().enumerate() {
+        let directory = place.join(name);
+        fs::create_dir_all(&directory).expect("it can be made");
+        for number in 0..*count {
+            let base = (class * 40) as u8;
+            let picture = image::RgbImage::from_fn(16 + u32::from(number % 3), 16, |x, y| {
+                image::Rgb([base + (x * 3) as u8, base + (y * 2) as u8, base + number])
+            });
+            picture.save(directory.join(format!("{number:02}.png"))).expect("it can be written");
+        }
+    }
 }

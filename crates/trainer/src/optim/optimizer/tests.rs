@@ -562,3 +562,27 @@ fn layer_decay_scales_the_rate_of_a_step() {
         assert!(got.iter().all(|got| (got - want).abs() < 1e-8), "{got:?} {want}");
     }
 }
+
+/// What is late moves as if it were alone: its first update is its first, whatever the others did before.
+#[test]
+fn means_of_what_is_late_are_corrected_from_its_own_beginning() {
+    for recipe in [adamw(), lamb()] {
+        let start: BTreeMap<String, Tensor> =
+            ["early", "late"].map(|name| (name.to_owned(), Tensor::from_slice(&[1f32, -2.0]))).into();
+        let gradient = |step: i64| Tensor::from_slice(&[0.5f32, -0.25]) * (step + 1);
+        let (mut both, mut alone) = (Setup::new(&start, &recipe), Setup::new(&start, &recipe));
+        both.optimizer.delay(3, |name| name == "late");
+        for step in 0..5 {
+            let mut gradients = BTreeMap::from([("early".to_owned(), gradient(step))]);
+            if step >= 3 {
+                gradients.insert("late".to_owned(), gradient(step));
+            }
+            both.update(&gradients, 0.1, None);
+            if step >= 3 {
+                alone.update(&BTreeMap::from([("late".to_owned(), gradient(step))]), 0.1, None);
+            }
+        }
+        assert_eq!(both.tensors["late"], alone.tensors["late"]);
+        assert_ne!(both.tensors["late"], start["late"]);
+    }
+}
