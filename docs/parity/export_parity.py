@@ -1,7 +1,7 @@
 """What `trainer export` writes, in ONNX Runtime, PyTorch and timm, against the trainer's own logits.
 
     cargo build --release -p trainer
-    pip install torch==2.11.0 timm==1.0.31 onnx==1.23.2 onnxruntime==1.32.0 numpy safetensors
+    pip install torch==2.11.0 timm==1.0.31 onnx==1.23.2 onnxruntime==1.32.0 numpy pillow safetensors
     python docs/parity/export_parity.py [PATTERN ...]
 
 For every network that matches a pattern (by default the five that the presets train, and one of each that timm has), with every
@@ -10,6 +10,10 @@ tensor filled with random numbers: the logits of 64 pictures (of 4 for networks 
 pictures go through it and through the TorchScript file, which were made from passes over 2 and 3. Normalisation inside
 is checked on weights that say how pictures are normalised. The largest difference between two logits may be 1e-4 for ONNX
 and 1e-5 for TorchScript and timm, times the largest logit if that is larger than 1; 2e-2 of the largest logit for ONNX in f16.
+
+Where there is a network of PyTorch's (timm's, or one of peers/networks.py, with the same tensors loaded strictly), ONNX Runtime is
+compared with that too: from PyTorch's weights to ONNX Runtime's logits. Last, the lines of a model card are run as they stand in a
+directory that `export --format hub` wrote, on pictures, and their answers compared with `trainer predict`.
 """
 
 import fnmatch
@@ -19,8 +23,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-# PyTorch means Python's own `statistics`, not the program of that name beside this one.
-sys.path.pop(0)
+# What PyTorch imports is Python's, whatever programs lie beside this one.
+sys.path[0] = str(Path(__file__).resolve().parent / "peers")
 
 import numpy as np
 import onnx
@@ -28,6 +32,8 @@ import onnxruntime
 import timm
 import timm.data
 import torch
+from networks import NETWORKS as PEERS
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -138,7 +144,13 @@ def check(model, about, folder, run, report):
 
     path = folder / "network.onnx"
     trainer("export", weights, "--format", "onnx", "--out", path)
-    report.line(model, "onnx", ours, batches(onnx_logits(path), images), 1e-4)
+    of_onnx = batches(onnx_logits(path), images)
+    report.line(model, "onnx", ours, of_onnx, 1e-4)
+    if model in PEERS and PEERS[model][1] == side and model != "gcvit_xxtiny":
+        peer = PEERS[model][0](True).eval()
+        peer.load_state_dict(load_file(weights), strict=True)
+        with torch.no_grad():
+            report.line(model, "PyTorch, onnx", peer(torch.from_numpy(images)).numpy(), of_onnx, 1e-4)
     names = {tensor.name for tensor in onnx.load(str(path), load_external_data=False).graph.initializer}
     lost = set(load_file(weights)) - names
     assert not lost, f"no initialiser is called {sorted(lost)[:5]}"
@@ -171,6 +183,7 @@ def check(model, about, folder, run, report):
     with torch.no_grad():
         theirs = network(torch.from_numpy(images)).numpy()
     report.line(model, "timm", ours, theirs, 1e-5)
+    report.line(model, "PyTorch, onnx", theirs, of_onnx, 1e-4)
     data = timm.data.resolve_data_config({}, model=network)
     assert tuple(data["input_size"]) == (3, side, side), data
     assert np.allclose(np.array(data["mean"]) * 255, MEAN) and np.allclose(np.array(data["std"]) * 255, STD), data
@@ -186,7 +199,26 @@ def main():
         small = ["--set", "train.epochs=1", "--set", "model.embed_dim=16", "--set", "model.depth=1"]
         trainer("train", "--model", "vit_reference", "--preset", "quick", "--device", "cpu", *small, "--out", run)
         check_all(listed, patterns, run, report)
+        check_card(Path(folder), report)
     raise SystemExit(report.failed)
+
+
+def check_card(folder, report):
+    """The lines of a card on digits that the network has not seen, against `predict`."""
+    run, hub = folder / "trained", folder / "hub"
+    trainer("train", "--model", "convmixer_reference", "--preset", "quick", "--device", "cpu", "--out", run)
+    trainer("export", run, "--format", "hub", "--out", hub)
+    lines = (hub / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    digits = np.loadtxt(ROOT / "datasets/digits/digits.csv", delimiter=",", dtype=int)
+    for row in digits[10 : 10 + 11 * 10 : 11]:
+        blocks = np.round(row[:64].reshape(8, 8) * 255 / 16).astype(np.uint8)
+        Image.fromarray(blocks.repeat(4, 0).repeat(4, 1)).save(hub / "picture.png")
+        done = subprocess.run([sys.executable, "-c", lines], cwd=hub, capture_output=True, text=True)
+        said = done.stdout.strip() or done.stderr
+        answer = json.loads(trainer("predict", "--weights", run, hub / "picture.png", "--format", "json"))
+        wanted = answer["top"][0]["class"]
+        report.failed |= said != wanted
+        print(f"{'convmixer_reference':32} {'lines of the card':24} {said}, predict {wanted}, a {row[64]}", flush=True)
 
 
 def check_all(listed, patterns, run, report):

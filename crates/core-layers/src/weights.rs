@@ -5,6 +5,7 @@
 //! [`WeightsFile::fit`] compares it with a network, [`WeightsFile::load`] copies the values. A file that is wrong is
 //! refused before its tensors are read, and each byte is read once: what is hashed is what is loaded.
 
+mod description;
 mod entry;
 mod error;
 mod file;
@@ -22,6 +23,7 @@ use tch::nn::VarStore;
 
 use crate::ModelConfig;
 
+pub use description::Description;
 pub use error::{Mismatch, Misshapen, Problem, WeightsError};
 pub use file::{CARD_KEY, WeightsFile};
 pub use fit::{Fit, Head};

@@ -2,14 +2,15 @@
 
 mod card;
 pub mod graph;
+mod hub;
 pub mod onnx;
 pub mod script;
 pub mod source;
 pub mod timm;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -37,6 +38,8 @@ pub enum Format {
     Onnx,
     /// A directory for timm.create_model, with a model card.
     Timm,
+    /// A directory to upload: tensors, an ONNX file that takes pixels, and a model card. For every network.
+    Hub,
 }
 
 /// The kind of numbers that are written.
@@ -83,8 +86,11 @@ impl Request<'_> {
             (Format::Onnx, Precision::Bf16) => {
                 refused("--format onnx is f32 or f16: runtimes have few operators for bf16")
             }
-            (Format::Timm, _) => {
-                timm::check_directory(self.out)?;
+            (Format::Hub, Precision::Bf16) => refused(
+                "--format hub has an ONNX file, which is f32 or f16: runtimes have few operators for bf16",
+            ),
+            (Format::Timm | Format::Hub, _) => {
+                check_directory(self.out)?;
                 // An empty directory is as good as none.
                 if self.out.is_dir() { Ok(()) } else { check_output(self.out, &[input]) }
             }
@@ -98,8 +104,8 @@ impl Request<'_> {
 /// # Errors
 /// A network or tensors that the format cannot hold, or a file that cannot be written.
 pub fn export(source: &Source, request: &Request<'_>) -> Result<(), Error> {
-    let graph = || {
-        let stats = request.normalize_inside.then(|| source.stats()).transpose()?;
+    let graph = |normalize_inside: bool| {
+        let stats = normalize_inside.then(|| source.stats()).transpose()?;
         let side = source.architecture.facts.image_size;
         Graph::of(source.network.as_ref(), &source.vs, side, stats)
     };
@@ -108,7 +114,23 @@ pub fn export(source: &Source, request: &Request<'_>) -> Result<(), Error> {
         metadata.insert(FORMAT_KEY.to_owned(), FORMAT.to_owned());
         Ok::<_, Error>(metadata)
     };
+    let onnx = |normalize_inside: bool| {
+        let half = request.precision == Precision::F16;
+        onnx::encode(&graph(normalize_inside)?, &source.architecture.model, half, &described(source)?)
+    };
     match request.format {
+        Format::Hub => {
+            if source.card.is_none() {
+                return Err(Error::Usage(format!(
+                    "{}: these weights say neither their classes nor how images are normalised, which --format hub needs; \
+                     take a run's, or --format onnx",
+                    source.path.display()
+                )));
+            }
+            let (tensors, metadata) = (tensors(source, request.precision)?, metadata()?);
+            let save = |path: &Path| weights::save_with(path, &tensors, &metadata);
+            hub::write(request.out, save, &onnx(true)?, &card::text(source, None)?)
+        }
         Format::Safetensors => {
             weights::save_with(request.out, &tensors(source, request.precision)?, &metadata()?)
         }
@@ -121,12 +143,11 @@ pub fn export(source: &Source, request: &Request<'_>) -> Result<(), Error> {
             weights::save_with(request.out, &tensors(source, request.precision)?, &metadata)
         }
         Format::Onnx => {
-            let half = request.precision == Precision::F16;
-            let bytes = onnx::encode(&graph()?, &source.architecture.model, half, &described(source)?)?;
+            let bytes = onnx(request.normalize_inside)?;
             write_atomically(request.out, &bytes).map_err(Error::io(request.out))
         }
         Format::Torchscript => {
-            let graph = graph()?;
+            let graph = graph(request.normalize_inside)?;
             let trainable = source.vs.trainable_variables();
             let variables = source.vs.variables();
             let trainable = |name: &str| {
@@ -145,6 +166,24 @@ pub fn export(source: &Source, request: &Request<'_>) -> Result<(), Error> {
                 ScriptError::Torch(error) => error.into(),
             })
         }
+    }
+}
+
+/// Refuses a directory that holds something.
+///
+/// # Errors
+/// Such a directory, or one that cannot be read.
+fn check_directory(directory: &Path) -> Result<(), Error> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io(directory))?,
+    };
+    match entries.into_iter().next() {
+        None => Ok(()),
+        Some(_) => Err(Error::Usage(format!(
+            "{}: this directory holds files already; name another",
+            directory.display()
+        ))),
     }
 }
 

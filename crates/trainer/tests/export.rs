@@ -195,6 +195,17 @@ fn a_run_is_written_with_normalisation_inside_and_in_every_format() {
     {
         assert!(card.contains(words), "{words}: {card}");
     }
+    // One for a hub, with an ONNX file that takes pixels.
+    exported(&run, "hub", &at("hub"), &[]);
+    let card = fs::read_to_string(at("hub/README.md")).unwrap();
+    for words in ["| Top-1 | ", "InferenceSession(\"network.onnx\")", "config::<VitConfig>()"] {
+        assert!(card.contains(words), "{words}: {card}");
+    }
+    assert!(!card.contains("import timm") && !card.contains("library_name"), "{card}");
+    assert_eq!(Trained::open(&at("hub/model.safetensors"), Device::Cpu).unwrap().card, trained.card);
+    exported(&run, "onnx", &at("network.onnx"), &["--normalize-inside"]);
+    assert!(fs::read(at("hub/network.onnx")).unwrap() == fs::read(at("network.onnx")).unwrap());
+    assert!(error_line(&export(&run, "hub", &at("hub"), &[]), 2).contains("holds files already"));
     let again = export(&run, "timm", &at("timm"), &[]);
     assert!(error_line(&again, 2).contains("this directory holds files already"));
 
@@ -222,6 +233,8 @@ fn what_cannot_be_written_is_refused_in_a_line() {
     for (weights, format, more, code, words) in [
         ("cct.safetensors", "timm", &[][..], 2, "timm has no such architecture"),
         ("convmixer.safetensors", "timm", &[], 2, "timm has no other ConvMixers than"),
+        ("cct.safetensors", "hub", &[], 2, "say neither their classes nor how images are normalised"),
+        ("cct.safetensors", "hub", &["--precision", "bf16"], 2, "--format hub has an ONNX file"),
         ("cct.safetensors", "onnx", &["--normalize-inside"], 1, "do not say how pictures were normalised"),
         ("cct.safetensors", "safetensors", &["--normalize-inside"], 2, "--normalize-inside is for programs"),
         ("cct.safetensors", "onnx", &["--precision", "bf16"], 2, "onnx is f32 or f16"),

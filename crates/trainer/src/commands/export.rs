@@ -1,7 +1,7 @@
 //! `export`: a trained network for other programs.
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use trainer::Error;
 use trainer::export::source::Source;
@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         note(&format!("note: {}: {text}", source.path.display()));
     }
     export::export(&source, &request)?;
-    let bytes = fs::metadata(out).map_err(Error::io(out))?.len();
+    let bytes = bytes(out).map_err(Error::io(out))?;
     let (model, side) = (&source.architecture.model, source.architecture.facts.image_size);
     note(&format!(
         "{}: {model}, {:.1} MB; images are [B, 3, {side}, {side}]",
@@ -51,4 +51,12 @@ pub fn run(args: &Args) -> Result<(), Error> {
         bytes as f64 / 1e6
     ));
     Ok(())
+}
+
+/// Of a file, or of all in a directory.
+fn bytes(path: &Path) -> io::Result<u64> {
+    if !path.is_dir() {
+        return Ok(fs::metadata(path)?.len());
+    }
+    fs::read_dir(path)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
 }

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::fs;
 
 use core_layers::Timm;
+use core_layers::weights::CARD_KEY;
 use run_record::layout::{PREDICTIONS, RECORD};
 use run_record::{
-    DatasetName, Prediction, RunRecord, calibration, calibration_error, predictions_from_csv, sha256,
-    sha256_file, wilson,
+    DatasetName, Prediction, RunRecord, calibration, calibration_error, grouped, predictions_from_csv,
+    sha256, sha256_file, wilson,
 };
 
 use crate::Error;
@@ -15,25 +16,29 @@ use crate::export::source::Source;
 use crate::network::weights::Card;
 use crate::run::recipes;
 
+/// What a model card is called where models are shared.
+pub const FILE: &str = "README.md";
+
 /// The card, in Markdown with the fields that model hubs read at its top.
 ///
 /// # Errors
 /// A recipe that cannot be written.
-pub fn text(source: &Source, network: &Timm) -> Result<String, Error> {
+pub fn text(source: &Source, timm: Option<&Timm>) -> Result<String, Error> {
     let facts = &source.architecture.facts;
     let model = &source.architecture.model;
     let (side, classes) = (facts.image_size, facts.num_classes);
+    let library = timm.map_or("", |_| "library_name: timm\n");
+    let known = timm.map_or_else(String::new, |timm| format!(" (timm: `{}`)", timm.architecture));
     let mut text = format!(
-        "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- image-classification\n- {}\n---\n\n\
+        "---\n{library}pipeline_tag: image-classification\ntags:\n- image-classification\n- {}\n---\n\n\
          # {model}\n\nAn image classifier of {side}×{side} pixels and {classes} classes, made with compact-vision {}.\n\n\
-         | | |\n|---|---|\n| Architecture | {} (timm: `{}`) |\n| Parameters | {} |\n\
+         | | |\n|---|---|\n| Architecture | {}{known} |\n| Parameters | {} |\n\
          | Multiply-accumulates per image | {} |\n",
         facts.family,
         env!("CARGO_PKG_VERSION"),
         facts.family,
-        network.architecture,
-        facts.params,
-        facts.macs,
+        grouped(facts.params),
+        grouped(facts.macs),
     );
     match &source.card {
         Some(card) => trained(&mut text, source, card)?,
@@ -42,7 +47,7 @@ pub fn text(source: &Source, network: &Timm) -> Result<String, Error> {
         ),
     }
     // To a string, writing cannot fail.
-    let _ = write!(text, "{}", loading(source));
+    let _ = write!(text, "{}", loading(source, timm));
     Ok(text)
 }
 
@@ -158,23 +163,38 @@ fn licence(dataset: DatasetName) -> String {
     format!("The program that made the weights is MIT or Apache 2.0, at your choice. {data}")
 }
 
-/// How to load it elsewhere.
-fn loading(source: &Source) -> String {
-    let (model, family) = (&source.architecture.model, source.architecture.facts.family);
+/// How to load it elsewhere: from a directory that timm reads, or one with an ONNX file.
+fn loading(source: &Source, timm: Option<&Timm>) -> String {
+    let family = source.architecture.facts.family;
     let side = source.architecture.facts.image_size;
+    // The name of its type, as a derived `Debug` has it.
+    let config = format!("{:?}", source.architecture.config);
+    let config = config.split(' ').next().unwrap_or_default();
+    let python = match timm {
+        Some(_) => {
+            "\n## Use\n\nPython, with timm 1.0:\n\n\
+             ```python\nimport timm\n\nnetwork = timm.create_model(\"local-dir:PATH_OF_THIS_DIRECTORY\", pretrained=True).eval()\n\
+             transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=network))\n\
+             logits = network(transform(image).unsqueeze(0))\n```\n\n\
+             ONNX Runtime, from `trainer export model.safetensors --format onnx --normalize-inside --out network.onnx`:\n\n"
+        }
+        None => "\n## Use\n\nPython, with ONNX Runtime, from this directory:\n\n",
+    };
     format!(
-        "\n## Use\n\nPython, with timm 1.0:\n\n\
-         ```python\nimport timm\n\nnetwork = timm.create_model(\"local-dir:PATH_OF_THIS_DIRECTORY\", pretrained=True).eval()\n\
-         transform = timm.data.create_transform(**timm.data.resolve_data_config({{}}, model=network))\n\
-         logits = network(transform(image).unsqueeze(0))\n```\n\n\
-         Rust, with the crate `{family}`, whose reader knows timm's names too:\n\n\
-         ```rust\nlet vs = nn::VarStore::new(Device::Cpu);\n\
-         let config = /* the configuration of {model}; see `model.safetensors`, metadata `compact-vision` */;\n\
+        "{python}\
+         ```python\nimport json\n\nimport numpy\nimport onnxruntime\nfrom PIL import Image\n\n\
+         session = onnxruntime.InferenceSession(\"network.onnx\")\n\
+         about = json.loads(session.get_modelmeta().custom_metadata_map[\"{CARD_KEY}\"])\n\
+         picture = Image.open(\"picture.png\").convert(\"RGB\").resize(({side}, {side}), Image.Resampling.BICUBIC)\n\
+         pixels = numpy.asarray(picture, dtype=numpy.float32).transpose(2, 0, 1)[None] / 255  # [1, 3, {side}, {side}], 0 to 1\n\
+         logits = session.run([\"logits\"], {{\"images\": pixels}})[0]\n\
+         print(about[\"class_names\"][logits[0].argmax()])\n```\n\n\
+         Rust, with the crate `{family}` alone:\n\n\
+         ```rust\nlet path = Path::new(\"model.safetensors\");\n\
+         let config = {family}::weights::WeightsFile::open(path)?.config::<{config}>()?;\n\
+         let vs = nn::VarStore::new(Device::Cpu);\n\
          let network = config.init(&vs.root())?;\n\
-         {family}::weights::load(&vs, &config, Path::new(\"model.safetensors\"), Head::Same)?;\n\
-         let logits = network.forward_t(&images, false); // [B, 3, {side}, {side}], normalised\n```\n\n\
-         ONNX Runtime, from `trainer export model.safetensors --format onnx --out network.onnx`:\n\n\
-         ```python\nsession = onnxruntime.InferenceSession(\"network.onnx\")\n\
-         logits = session.run([\"logits\"], {{\"images\": images}})[0]  # [B, 3, {side}, {side}], normalised\n```\n"
+         {family}::weights::load(&vs, &config, path, Head::Same)?;\n\
+         let logits = network.forward_t(&images, false); // [B, 3, {side}, {side}], normalised\n```\n"
     )
 }

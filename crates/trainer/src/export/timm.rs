@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use core_layers::Timm;
@@ -17,10 +16,8 @@ use crate::network::weights;
 
 /// How timm calls the files it looks for.
 const CONFIG: &str = "config.json";
-/// See [`CONFIG`].
-const WEIGHTS: &str = "model.safetensors";
-/// What a model card is called where models are shared.
-const CARD: &str = "README.md";
+/// That of the weights, which other libraries look for too.
+pub const WEIGHTS: &str = "model.safetensors";
 
 /// How the network is built there.
 ///
@@ -29,28 +26,10 @@ const CARD: &str = "README.md";
 pub fn network(source: &Source) -> Result<Timm, Error> {
     source.architecture.config.timm().map_err(|reason| {
         Error::Usage(format!(
-            "timm cannot load {}: {reason}; --format safetensors, onnx and torchscript are for every network",
+            "timm cannot load {}: {reason}; --format hub, safetensors, onnx and torchscript are for every network",
             source.architecture.model
         ))
     })
-}
-
-/// Refuses a directory that holds something.
-///
-/// # Errors
-/// Such a directory, or one that cannot be read.
-pub fn check_directory(directory: &Path) -> Result<(), Error> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(Error::io(directory))?,
-    };
-    match entries.into_iter().next() {
-        None => Ok(()),
-        Some(_) => Err(Error::Usage(format!(
-            "{}: this directory holds files already; name another",
-            directory.display()
-        ))),
-    }
 }
 
 /// Writes the directory. The configuration, without which timm finds nothing, comes last.
@@ -71,10 +50,10 @@ pub fn write(
     let renamed = renamed.collect::<Result<_, Error>>()?;
     let config = serde_json::to_vec_pretty(&config(source, &network))
         .map_err(|error| Error::Training(format!("{CONFIG} cannot be written as JSON: {error}")))?;
-    let card = card::text(source, &network)?;
+    let card = card::text(source, Some(&network))?;
     fs::create_dir_all(directory).map_err(Error::io(directory))?;
     weights::save_with(&directory.join(WEIGHTS), &renamed, metadata)?;
-    for (name, bytes) in [(CARD, card.as_bytes()), (CONFIG, &config)] {
+    for (name, bytes) in [(card::FILE, card.as_bytes()), (CONFIG, &config)] {
         let path = directory.join(name);
         write_atomically(&path, bytes).map_err(Error::io(&path))?;
     }
