@@ -71,14 +71,14 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
     }
     let mut stepper = Stepper::new(job.network, &job.recipe.train, job.precision, job.vs.device())?;
     stepper.pass.class_weights = job.class_weights.as_ref();
-    let trunk = trunk(job);
+    let (trunk, mut prepared) = (trunk(job), None);
     if let Some(epochs) = job.recipe.train.freeze_epochs {
         let updates = u64::from(epochs) * lr.per_epoch();
         state.optimizer.delay(updates, |name| !job.config.is_head(name));
     }
     while !state.counters.is_finished(&job.recipe.train) {
         let frozen = job.recipe.train.freeze_epochs.is_some_and(|epochs| state.counters.epoch() <= epochs);
-        if stepper.pass.frozen != frozen || stepper.pass.together.is_none() {
+        if prepared.replace(frozen) != Some(frozen) {
             trunk.iter().for_each(|tensor| drop(tensor.set_requires_grad(!frozen)));
             stepper.pass.frozen = frozen;
             stepper.pass.together = Together::new(job.peers, job.vs)?;

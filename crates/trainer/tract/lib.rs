@@ -1,0 +1,1 @@
+//! Exported ONNX files in tract; see `tests/networks.rs`.
