@@ -1,13 +1,13 @@
 //! `sweep plan`: a sweep as jobs for a scheduler, each of which can be started anywhere, any number of times.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use run_record::layout;
 use serde::Serialize;
 
-use crate::process::{Place, show};
+use crate::process::{Place, Usage, show};
 use crate::sweeps::presets::{recipes_of, select};
 use crate::sweeps::seeds::Seeds;
 
@@ -49,12 +49,20 @@ pub(crate) struct Plan {
     /// For whom the jobs are
     #[arg(long, value_enum)]
     format: Format,
+    /// Kubernetes: the image that the jobs run in, with a C++ runtime, and for cards their driver's libraries
+    #[arg(long, value_name = "IMAGE", required_if_eq("format", "kubernetes"))]
+    image: Option<String>,
+    /// Kubernetes: the claim of a volume with this workspace in workspace/ and the cache in cache/
+    #[arg(long, value_name = "CLAIM", required_if_eq("format", "kubernetes"))]
+    claim: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A script for sbatch: an array of jobs that save and queue again when their time is up
     Slurm,
+    /// An Indexed Job as YAML, a pod for each run
+    Kubernetes,
     /// A command per line, as GNU parallel and xargs take them
     Shell,
     /// A list of objects
@@ -78,22 +86,25 @@ pub(crate) fn sweep(place: &Place, sweep: &Sweep) -> Result<u8> {
     let jobs = jobs(place, plan)?;
     match plan.format {
         Format::Slurm => show(slurm(&jobs)),
+        Format::Kubernetes => show(kubernetes(place, plan, &jobs)?),
         Format::Shell => show(jobs.iter().map(|job| line(&job.command)).collect::<Vec<_>>().join("\n")),
         Format::Json => show(serde_json::to_string_pretty(&jobs).context("the jobs are no JSON")?),
     }
     Ok(0)
 }
 
+/// A path that holds from anywhere, as text.
+fn absolute(path: &Path) -> Result<String> {
+    let path = std::path::absolute(path).with_context(|| format!("the path {}", path.display()))?;
+    path.into_os_string().into_string().map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
+}
+
 /// The jobs, one seed after the other. Their paths hold from anywhere.
 fn jobs(place: &Place, plan: &Plan) -> Result<Vec<Job>> {
     let recipes = select(recipes_of(&place.root, &plan.preset)?, &plan.models)?;
     let results = plan.results.clone().unwrap_or_else(|| place.root.join("results"));
-    let absolute = |path: &PathBuf| {
-        let path = std::path::absolute(path).with_context(|| format!("the path {}", path.display()))?;
-        path.into_os_string().into_string().map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
-    };
     let (trainer, results) = (absolute(&place.trainer())?, absolute(&results)?);
-    let data_dir = plan.data_dir.as_ref().map(absolute).transpose()?;
+    let data_dir = plan.data_dir.as_deref().map(absolute).transpose()?;
     let options = [("--data-dir", &data_dir), ("--device", &plan.device), ("--precision", &plan.precision)];
     let job = |seed: u64, model: &str| {
         let out = format!("{results}/{}/{model}--{}--s{seed}", layout::RUNS, plan.preset);
@@ -132,11 +143,21 @@ fn line(command: &[String]) -> String {
     command.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
+/// Shell: makes the command of the job whose number a variable holds the script's arguments.
+fn choose(variable: &str, jobs: &[Job]) -> String {
+    let cases: Vec<String> =
+        jobs.iter().enumerate().map(|(n, job)| format!("{n}) set -- {} ;;\n", line(&job.command))).collect();
+    format!(
+        r#"case "${variable}" in
+{}*) echo "there is no job ${variable}" >&2; exit 2 ;;
+esac"#,
+        cases.concat(),
+    )
+}
+
 /// A script for `sbatch`. Two minutes before a job's time is up, or when it makes room for another, its trainer is asked
 /// to stop; it saves, and the job is queued again. What else a cluster needs goes on the command line of `sbatch`.
 fn slurm(jobs: &[Job]) -> String {
-    let cases: Vec<String> =
-        jobs.iter().enumerate().map(|(n, job)| format!("{n}) set -- {} ;;", line(&job.command))).collect();
     format!(
         r#"#!/bin/sh
 #SBATCH --job-name=compact-vision
@@ -144,10 +165,7 @@ fn slurm(jobs: &[Job]) -> String {
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
-case "$SLURM_ARRAY_TASK_ID" in
-{cases}
-*) echo "there is no job $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;
-esac
+{choose}
 # Before there is a trainer, so that no signal ends this script alone.
 trap 'kill -USR1 "$!"' USR1
 trap 'kill -TERM "$!"' TERM
@@ -166,8 +184,82 @@ if [ "$code" -eq 138 ]; then
 fi
 exit "$code""#,
         last = jobs.len().saturating_sub(1),
-        cases = cases.join("\n"),
+        choose = choose("SLURM_ARRAY_TASK_ID", jobs),
     )
+}
+
+/// An Indexed Job for `kubectl create`. A pod that is evicted asks its trainer to stop, which saves; the pod that takes
+/// its place goes on, and does not count as a failure.
+///
+/// # Errors
+/// A path that is neither in the workspace nor in the cache, which are what the volume holds.
+fn kubernetes(place: &Place, plan: &Plan, jobs: &[Job]) -> Result<String> {
+    let (root, cache) = (absolute(&place.root)?, absolute(&place.cache)?);
+    let flags = [("--results", &plan.results), ("--data-dir", &plan.data_dir)];
+    for (flag, path) in flags.into_iter().filter_map(|(flag, path)| path.as_ref().map(|path| (flag, path))) {
+        let path = absolute(path)?;
+        if ![&root, &cache].into_iter().any(|held| Path::new(&path).starts_with(held)) {
+            return Err(Usage(format!(
+                "{flag} {path}: pods see {root} and {cache} alone; choose a directory in one of them"
+            ))
+            .into());
+        }
+    }
+    let of = |name: &Option<String>| quoted(name.as_deref().unwrap_or_default());
+    let name: String = plan.preset.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let card = plan.device.as_deref().is_some_and(|device| device.starts_with("cuda"));
+    let resources = if card { "\n        resources: {limits: {nvidia.com/gpu: 1}}" } else { "" };
+    let script = format!("{}\nexec \"$@\"", choose("JOB_COMPLETION_INDEX", jobs));
+    Ok(format!(
+        r#"apiVersion: batch/v1
+kind: Job
+metadata:
+  generateName: compact-vision-{name}-
+spec:
+  completionMode: Indexed
+  completions: {count}
+  parallelism: {count}
+  backoffLimit: {failures}
+  podFailurePolicy:
+    rules:
+    - action: Ignore
+      onPodConditions: [{{type: DisruptionTarget, status: "True"}}]
+  template:
+    spec:
+      restartPolicy: Never
+      terminationGracePeriodSeconds: 120
+      containers:
+      - name: trainer
+        image: {image}
+        workingDir: {workspace}
+        command:
+        - /bin/sh
+        - -c
+        - |
+          {script}{resources}
+        volumeMounts:
+        - {{name: shared, subPath: workspace, mountPath: {workspace}}}
+        - {{name: shared, subPath: cache, mountPath: {cache}}}
+      volumes:
+      - name: shared
+        persistentVolumeClaim: {{claimName: {claim}}}"#,
+        name = name.to_ascii_lowercase(),
+        count = jobs.len(),
+        failures = FAILURES * jobs.len(),
+        image = of(&plan.image),
+        workspace = quoted(&root),
+        cache = quoted(&cache),
+        claim = of(&plan.claim),
+        script = script.replace('\n', "\n          "),
+    ))
+}
+
+/// Failures of a run that Kubernetes makes up for with another pod.
+const FAILURES: usize = 3;
+
+/// Text as YAML reads it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 #[cfg(test)]
@@ -181,7 +273,7 @@ mod tests {
     use super::*;
     use crate::sweeps::presets::tests::workspace;
 
-    fn plan(root: &Path, results: &str) -> Vec<Job> {
+    fn of_workspace(root: &Path, results: &Path) -> (Place, Plan) {
         let plan = Plan {
             preset: "quick".to_owned(),
             models: Vec::new(),
@@ -189,10 +281,17 @@ mod tests {
             data_dir: None,
             device: Some("cpu".to_owned()),
             precision: None,
-            results: Some(root.join(results)),
+            results: Some(results.to_owned()),
             format: Format::Json,
+            image: Some("registry/it's:1".to_owned()),
+            claim: Some("disk".to_owned()),
         };
-        jobs(&Place { root: root.to_owned(), cache: root.join("cache") }, &plan).unwrap()
+        (Place { root: root.to_owned(), cache: root.join("cache") }, plan)
+    }
+
+    fn plan(root: &Path, results: &str) -> Vec<Job> {
+        let (place, plan) = of_workspace(root, &root.join(results));
+        jobs(&place, &plan).unwrap()
     }
 
     #[test]
@@ -249,6 +348,62 @@ mod tests {
         let ended = child.wait().unwrap().code();
         assert!(fs::read_to_string(&started).unwrap().contains("--model b_model --preset quick --seed 0"));
         (ended, fs::read_to_string(queued).unwrap_or_default())
+    }
+
+    #[test]
+    fn a_pod_of_kubernetes_becomes_the_trainer_of_its_index() {
+        let root = workspace();
+        let trainer = root.path().join("target/release/trainer");
+        fs::create_dir_all(trainer.parent().unwrap()).unwrap();
+        fs::write(&trainer, "#!/bin/sh\necho $$ \"$@\"\nexit 7\n").unwrap();
+        fs::set_permissions(&trainer, fs::Permissions::from_mode(0o755)).unwrap();
+        let (place, mut plan) = of_workspace(root.path(), &root.path().join("my results"));
+        let all = jobs(&place, &plan).unwrap();
+        let yaml = kubernetes(&place, &plan, &all).unwrap();
+        let workspace = root.path().display();
+        for part in [
+            "  generateName: compact-vision-quick-\n".to_owned(),
+            "  completionMode: Indexed\n  completions: 4\n  parallelism: 4\n  backoffLimit: 12\n".to_owned(),
+            "        image: 'registry/it''s:1'\n".to_owned(),
+            format!("{{name: shared, subPath: workspace, mountPath: '{workspace}'}}"),
+            format!("{{name: shared, subPath: cache, mountPath: '{workspace}/cache'}}"),
+            "persistentVolumeClaim: {claimName: 'disk'}".to_owned(),
+        ] {
+            assert!(yaml.contains(&part), "{part}\n{yaml}");
+        }
+        assert!(!yaml.contains("nvidia.com/gpu"));
+        plan.device = Some("cuda".to_owned());
+        let with_card = kubernetes(&place, &plan, &jobs(&place, &plan).unwrap()).unwrap();
+        assert!(
+            with_card.contains("\n        resources: {limits: {nvidia.com/gpu: 1}}\n        volumeMounts:")
+        );
+
+        // The script is what is indented deeper than its key, until the next one.
+        let script = yaml.split_once("        - |\n").unwrap().1.lines();
+        let script: Vec<&str> = script.map_while(|line| line.strip_prefix("          ")).collect();
+        let run = |index: &str| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script.join("\n")]).env("JOB_COMPLETION_INDEX", index);
+            let child = shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let id = child.id().to_string();
+            (id, child.wait_with_output().unwrap())
+        };
+        // In the shell's own process, so that it is the one that is asked to stop.
+        let (id, output) = run("2");
+        let words = format!("{id} {}\n", all[2].command[1..].join(" "));
+        assert_eq!((output.status.code(), String::from_utf8(output.stdout).unwrap()), (Some(7), words));
+        let (_, output) = run("4");
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "there is no job 4\n");
+    }
+
+    #[test]
+    fn what_pods_would_not_see_is_refused() {
+        let root = workspace();
+        let (place, plan) = of_workspace(root.path(), Path::new("/elsewhere"));
+        let error = kubernetes(&place, &plan, &jobs(&place, &plan).unwrap()).unwrap_err();
+        assert!(error.is::<Usage>());
+        assert!(error.to_string().starts_with("--results /elsewhere: pods see "), "{error}");
     }
 
     #[test]
