@@ -35,7 +35,10 @@ fn main() -> Result<(), String> {
     build.link_lib_modifier("+whole-archive");
     // libtorch's vectors inside a tensor iterator; the compiler cannot see that they are written.
     build.flag_if_supported("-Wno-maybe-uninitialized");
-    build.files(["src/torch_ext.cpp", "src/ops.cpp", "src/cuda_graph.cpp", "src/frozen.cpp", "src/jit.cpp"]);
+    build.files(
+        ["torch_ext", "ops", "batch_norm", "cuda_graph", "frozen", "jit"]
+            .map(|name| format!("src/{name}.cpp")),
+    );
     build.try_compile("torch_ext").map_err(|error| error.to_string())?;
     process_group(&root, &abi)?;
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
@@ -49,7 +52,7 @@ fn process_group(root: &Path, abi: &str) -> Result<(), String> {
     build.cpp(true).pic(true).std("c++17").define("_GLIBCXX_USE_CXX11_ABI", abi);
     build.flag("-isystem").flag(root.join("include"));
     build.flag("-isystem").flag(root.join("include/torch/csrc/api/include"));
-    build.include("src/gloo_types").file("src/process_group.cpp");
+    build.include("src/gloo_types").files(["src/process_group.cpp", "src/nccl.cpp"]);
     build.try_compile("torch_ext_process_group").map_err(|error| error.to_string())
 }
 

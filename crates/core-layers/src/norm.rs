@@ -3,7 +3,9 @@
 use tch::nn::Path;
 use tch::{Kind, TchError, Tensor};
 
-use torch_ext::{BatchNorm, LARGEST_NORM, add_layer_norm, gelu_batch_norm, has_kernels, layer_norm};
+use torch_ext::{
+    BatchNorm, LARGEST_NORM, add_layer_norm, batch_norm, gelu_batch_norm, has_kernels, layer_norm,
+};
 
 use crate::{Activation, Init, apply_drop_path, buffer, must, parameter, trace};
 
@@ -39,11 +41,11 @@ impl BatchNorm2d {
     }
 
     /// `[B, C, H, W]` → the same shape. In training it normalises by the batch and moves the
-    /// running statistics (the variance unbiased); otherwise it normalises by those.
+    /// running statistics (the variance unbiased); otherwise it normalises by those. Which batch that is where several
+    /// processes share one, [`torch_ext::batch_norm`] tells.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         let tensors = [&self.weight, &self.bias, &self.running_mean, &self.running_var].map(Some);
-        let [weight, bias, mean, var] = tensors;
-        let y = x.batch_norm(weight, bias, mean, var, train, self.momentum, self.eps, true);
+        let y = must(batch_norm(x, self.norm(), train));
         trace::step("BatchNorm2d", &tensors, &y, &[0]);
         y
     }
@@ -64,11 +66,15 @@ impl BatchNorm2d {
             let y = self.forward_t(&activation.forward(x), train);
             return residual.map_or(y.shallow_clone(), |residual| residual + &y);
         };
-        let Self { weight, bias, running_mean, running_var, momentum, eps } = self;
-        let norm = BatchNorm { weight, bias, running_mean, running_var, momentum: *momentum, eps: *eps };
-        let y = must(gelu_batch_norm(x, form, residual, norm, train));
-        trace::step("BatchNorm2d", &[weight, bias, running_mean, running_var].map(Some), &y, &[0]);
+        let y = must(gelu_batch_norm(x, form, residual, self.norm(), train));
+        let tensors = [&self.weight, &self.bias, &self.running_mean, &self.running_var].map(Some);
+        trace::step("BatchNorm2d", &tensors, &y, &[0]);
         y
+    }
+
+    fn norm(&self) -> BatchNorm<'_> {
+        let Self { weight, bias, running_mean, running_var, momentum, eps } = self;
+        BatchNorm { weight, bias, running_mean, running_var, momentum: *momentum, eps: *eps }
     }
 }
 

@@ -165,6 +165,9 @@ pub struct TrainRecipe {
     /// batch; it takes less memory and more time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accumulate: Option<usize>,
+    /// Whether batch norm normalises by the images of all processes, and not by those of each.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sync_batch_norm: bool,
     /// The largest 2-norm of all gradients together; longer ones are scaled to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_grad: Option<f64>,

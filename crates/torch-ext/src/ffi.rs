@@ -107,10 +107,14 @@ unsafe extern "C" {
         rank: c_int,
         size: c_int,
         prefix: *const c_char,
+        device: c_int,
         timeout_ms: i64,
         group: *mut *mut c_void,
     ) -> c_int;
     pub(crate) fn torch_ext_group_free(group: *mut c_void);
+    pub(crate) fn torch_ext_group_has_nccl(group: *const c_void) -> bool;
+    pub(crate) fn torch_ext_group_failure(group: *const c_void) -> *const c_char;
+    pub(crate) fn torch_ext_group_share_batch(group: *mut c_void, counts: bool);
     pub(crate) fn torch_ext_group_sum(group: *mut c_void, tensors: Tensors, count: usize) -> c_int;
     pub(crate) fn torch_ext_group_broadcast(
         group: *mut c_void,
@@ -135,6 +139,11 @@ unsafe extern "C" {
     ) -> c_int;
     pub(crate) fn torch_ext_reducer_arm(reducer: *mut c_void) -> c_int;
     pub(crate) fn torch_ext_reducer_finish(reducer: *mut c_void) -> c_int;
+    pub(crate) fn torch_ext_reducer_buckets(
+        reducer: *const c_void,
+        into: *mut c_void,
+        add: extern "C" fn(*mut c_void, i64),
+    );
     pub(crate) fn torch_ext_reducer_free(reducer: *mut c_void);
 
     pub(crate) fn torch_ext_set_switch(which: c_int, on: bool) -> c_int;
@@ -169,6 +178,17 @@ unsafe extern "C" {
         bias: *const C_tensor,
         top: i64,
         left: i64,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn torch_ext_batch_norm(
+        maps: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        running_mean: *const C_tensor,
+        running_var: *const C_tensor,
+        train: bool,
+        momentum: f64,
+        eps: f64,
         result: *mut *mut C_tensor,
     ) -> c_int;
     pub(crate) fn torch_ext_gelu_batch_norm(

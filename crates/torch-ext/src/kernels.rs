@@ -132,13 +132,38 @@ pub struct BatchNorm<'a> {
     pub eps: f64,
 }
 
-/// Batch norm of GELU(`maps`), `[B, C, H, W]`, plus a residual of that shape.
+/// Batch norm of `maps`, `[B, C, H, W]`, on any device, by libtorch's operations.
 ///
-/// In training it normalises by the batch and moves the running statistics, which need no gradient; otherwise it
-/// normalises by those.
+/// In training it normalises by the batch and moves the running statistics, which need no gradient; the batch is that of
+/// all processes within [`sharing_batch_norm`](crate::ProcessGroup::sharing_batch_norm). Otherwise it normalises by the
+/// running statistics.
 ///
 /// # Errors
-/// [`TorchExtError::Argument`] for tensors without kernels or of other shapes.
+/// libtorch's refusal, or a process that is gone.
+pub fn batch_norm(maps: &Tensor, norm: BatchNorm<'_>, train: bool) -> Result<Tensor, TorchExtError> {
+    let BatchNorm { weight, bias, running_mean, running_var, momentum, eps } = norm;
+    // SAFETY: the pointers are to live tensors.
+    tensor_from(|result| unsafe {
+        ffi::torch_ext_batch_norm(
+            maps.as_ptr(),
+            weight.as_ptr(),
+            bias.as_ptr(),
+            running_mean.as_ptr(),
+            running_var.as_ptr(),
+            train,
+            momentum,
+            eps,
+            result,
+        )
+    })
+}
+
+/// Batch norm of GELU(`maps`), `[B, C, H, W]`, plus a residual of that shape.
+///
+/// By which batch is as in [`batch_norm`].
+///
+/// # Errors
+/// [`TorchExtError::Argument`] for tensors without kernels or of other shapes; a process that is gone.
 pub fn gelu_batch_norm(
     maps: &Tensor,
     form: Gelu,

@@ -27,7 +27,7 @@ pub use foreach::{
 pub use frozen::{Frozen, frozen_convolution, frozen_linear, is_frozen};
 pub use jit::{ScriptTensor, Trace, TraceArgument, TraceNode, TraceValue, trace, write_script};
 pub use kernels::{
-    BatchNorm, Gelu, LARGEST_DEPTHWISE, LARGEST_NORM, add_layer_norm, attention, depthwise, gelu,
+    BatchNorm, Gelu, LARGEST_DEPTHWISE, LARGEST_NORM, add_layer_norm, attention, batch_norm, depthwise, gelu,
     gelu_batch_norm, has_kernels, kernel_instructions, layer_norm, set_kernels,
 };
 pub use memory_format::{channels_last, is_channels_last};

@@ -3,6 +3,7 @@
 #include "autocast.h"
 #include "kernels/kernels.h"
 #include "shared.h"
+#include "together.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
@@ -381,17 +382,22 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
     args.x = x.const_data_ptr();
     args.residual = residual.defined() ? residual.const_data_ptr() : nullptr;
     Tensor mean = running_mean, var = running_var;
+    const SharedBatch batch = train ? shared_batch : SharedBatch{};
+    int64_t values = pixels;
     if (train) {
       // The differences from a mean that is nearly right are small, and so is what their squares lose.
       args.mean = numbers(running_mean);
-      const auto sums = pixel_sums(pixels, channels, [&](int64_t begin, int64_t end, float *to) {
+      auto sums = pixel_sums(pixels, channels, [&](int64_t begin, int64_t end, float *to) {
         kernels().batch_norm_sums(element(x), args, begin, end, to);
-      }) / pixels;
+      });
+      values = batch.sum(sums, pixels);
+      require(values > 1, "batch norm: one value per channel has no variance to train with");
+      sums = sums / values;
       mean = (running_mean + sums[0]).to(at::kFloat);
       const auto biased = (sums[1] - sums[0] * sums[0]).clamp_min(0);
       var = biased.to(at::kFloat);
       running_mean.lerp_(mean, momentum);
-      running_var.lerp_((biased * (static_cast<double>(pixels) / (pixels - 1))).to(at::kFloat), momentum);
+      running_var.lerp_((biased * (static_cast<double>(values) / (values - 1))).to(at::kFloat), momentum);
     } else if (context) {
       mean = mean.clone();
     }
@@ -413,6 +419,10 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
       context->saved_data["form"] = form;
       context->saved_data["train"] = train;
       context->saved_data["residual"] = residual.defined();
+      context->saved_data["values"] = values;
+      context->saved_data["counts"] = batch.counts;
+      if (batch.processes)
+        context->saved_data["processes"] = c10::IValue::make_capsule(batch.processes);
     }
     return out;
   }
@@ -431,13 +441,19 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
     args.inverse = numbers(inverse);
     args.weight = numbers(weight);
     args.grad = grad.const_data_ptr();
-    const auto sums = pixel_sums(pixels, channels, [&](int64_t begin, int64_t end, float *to) {
+    auto sums = pixel_sums(pixels, channels, [&](int64_t begin, int64_t end, float *to) {
       kernels().batch_norm_grad_sums(element(x), args, begin, end, to);
     });
     const auto grad_bias = sums[0].to(at::kFloat), grad_weight = sums[1].to(at::kFloat);
     Tensor out;
     if (context->needs_input_grad(0)) {
-      const double part = context->saved_data["train"].toBool() ? 1.0 / pixels : 0.0;
+      SharedBatch batch{{}, context->saved_data["counts"].toBool()};
+      if (const auto found = context->saved_data.find("processes"); found != context->saved_data.end())
+        batch.processes = c10::static_intrusive_pointer_cast<Together>(found->second.toCapsule());
+      // Those of the weights are added up with all others.
+      batch.sum(sums, 0);
+      const double part =
+          context->saved_data["train"].toBool() ? 1.0 / context->saved_data["values"].toInt() : 0.0;
       const auto means = (sums * part).to(at::kFloat);
       out = empty_maps(x);
       args.mean_grad = numbers(means);
@@ -446,6 +462,8 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
       parallel(pixels, 1 + BLOCK / channels, [&](int64_t begin, int64_t end) {
         kernels().batch_norm_backward(element(x), args, begin, end);
       });
+      if (!batch.counts)
+        out.zero_();
     }
     const auto rest = context->saved_data["residual"].toBool() ? grads[0] : Tensor();
     return {out, rest, grad_weight, grad_bias, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
@@ -580,8 +598,6 @@ int torch_ext_gelu_batch_norm(
     Tensor **result) noexcept {
   return guarded([&] {
     require(is_fast(*maps) && maps->dim() == 4, "batch norm: maps must be [B, C, H, W], f32 or bf16 on the CPU");
-    require(
-        !train || maps->numel() > maps->size(1), "batch norm: one value per channel has no variance to train with");
     for (const Tensor *tensor : {weight, bias, running_mean, running_var})
       require(
           tensor->is_cpu() && tensor->scalar_type() == at::kFloat && tensor->is_contiguous() &&

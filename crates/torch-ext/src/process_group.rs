@@ -1,14 +1,14 @@
-//! Several processes that compute together: libtorch's c10d, with Gloo.
+//! Several processes that compute together: libtorch's c10d with Gloo, and NCCL for cards.
 
 use std::cell::Cell;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::{NonNull, null_mut};
 use std::time::Duration;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::TorchExtError;
-use crate::ffi::{self, check, pointers};
+use crate::ffi::{self, check, device_number, pointers};
 
 /// Where processes meet, and which of them this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,8 @@ pub struct Meeting {
 /// Processes that wait for each other: each of them has to make the same calls in the same order.
 ///
 /// A call that waits for longer than the time-out, or for a process that has ended, is an error; the group is of no use
-/// then. Tensors may be on any device; they travel by way of main memory.
+/// then. Tensors may be on any device. They travel by way of main memory, but for sums where each process has a card of its
+/// own and its libtorch has NCCL.
 #[derive(Debug)]
 pub struct ProcessGroup {
     group: NonNull<c_void>,
@@ -43,12 +44,12 @@ pub struct ProcessGroup {
 unsafe impl Send for ProcessGroup {}
 
 impl ProcessGroup {
-    /// Meets the other processes.
+    /// Meets the other processes. The device is the one that this process will compute on.
     ///
     /// # Errors
     /// A rank that is none of them, a host that cannot be reached, a port that is taken, or processes that have not come
     /// in time.
-    pub fn open(meeting: &Meeting, timeout: Duration) -> Result<Self, TorchExtError> {
+    pub fn open(meeting: &Meeting, device: Device, timeout: Duration) -> Result<Self, TorchExtError> {
         let Meeting { rank, size, ref host, port, serves, ref name } = *meeting;
         let (Ok(rank_number), Ok(size_number)) = (c_int::try_from(rank), c_int::try_from(size)) else {
             return Err(TorchExtError::Argument(format!("rank {rank} of {size} processes: too many")));
@@ -63,6 +64,7 @@ impl ProcessGroup {
                 .map_err(|_| TorchExtError::Argument(format!("{text:?}: a zero byte in a name")))
         };
         let (host, name) = (text(host)?, text(name)?);
+        let device = device_number(device)?;
         let timeout = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX / 1_000_000);
         let mut group = null_mut();
         // SAFETY: the texts end with a zero and live, and the last pointer is to a pointer to write.
@@ -74,6 +76,7 @@ impl ProcessGroup {
                 rank_number,
                 size_number,
                 name.as_ptr(),
+                device,
                 timeout,
                 &mut group,
             )
@@ -91,6 +94,39 @@ impl ProcessGroup {
     /// How many processes there are.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Whether sums of tensors on cards are NCCL's.
+    pub fn has_nccl(&self) -> bool {
+        // SAFETY: the group lives.
+        unsafe { ffi::torch_ext_group_has_nccl(self.group.as_ptr()) }
+    }
+
+    /// Does `work`, in whose passes in training batch norm normalises by the images of all processes: in the forward
+    /// passes and in the backward passes of what they answer. All processes do the same work; this one's images count or
+    /// are there for nothing.
+    pub fn sharing_batch_norm<T>(&self, counts: bool, work: impl FnOnce() -> T) -> T {
+        struct Alone;
+        impl Drop for Alone {
+            fn drop(&mut self) {
+                // SAFETY: null is allowed.
+                unsafe { ffi::torch_ext_group_share_batch(null_mut(), true) }
+            }
+        }
+        let _alone = Alone;
+        // SAFETY: the group lives, and whatever needs it longer holds it.
+        unsafe { ffi::torch_ext_group_share_batch(self.group.as_ptr(), counts) }
+        work()
+    }
+
+    /// Why the last sum for batch norm failed, if one did: a network's passes may have no other way to tell.
+    pub fn failure(&self) -> Option<TorchExtError> {
+        // SAFETY: the group lives, and the text until the next sum, which nobody makes meanwhile.
+        unsafe {
+            let text = ffi::torch_ext_group_failure(self.group.as_ptr());
+            (!text.is_null())
+                .then(|| TorchExtError::Torch(CStr::from_ptr(text).to_string_lossy().into_owned()))
+        }
     }
 
     /// Makes each tensor the sum of those of all processes, which have the same shapes.
@@ -203,6 +239,18 @@ impl Reducer {
         })?;
         let missing = || TorchExtError::Argument("there is no reducer".to_owned());
         Ok(Self { reducer: NonNull::new(reducer).ok_or_else(missing)? })
+    }
+
+    /// Bytes of gradients that are sent together, in the order in which they are sent.
+    pub fn bucket_bytes(&self) -> Vec<i64> {
+        extern "C" fn add(into: *mut c_void, bytes: i64) {
+            // SAFETY: `into` is the vector below, which nobody else uses during the call.
+            unsafe { (*into.cast::<Vec<i64>>()).push(bytes) }
+        }
+        let mut all: Vec<i64> = Vec::new();
+        // SAFETY: the reducer lives, and `add` is given the vector during the call alone.
+        unsafe { ffi::torch_ext_reducer_buckets(self.reducer.as_ptr(), (&raw mut all).cast(), add) }
+        all
     }
 
     /// The next backward pass is the last one before [`Reducer::finish`]: gradients are sent as soon as it has made them.

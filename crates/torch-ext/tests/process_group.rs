@@ -5,7 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Meeting, ProcessGroup, Reducer, TorchExtError};
+use torch_ext::{
+    BatchNorm, Gelu, Meeting, ProcessGroup, Reducer, TorchExtError, batch_norm, gelu_batch_norm,
+};
 
 /// A port that nobody listens at.
 fn free_port() -> u16 {
@@ -26,7 +28,7 @@ fn together<T: Send + 'static>(
             thread::spawn(move || {
                 let (host, name) = ("127.0.0.1".to_owned(), "test".to_owned());
                 let meeting = Meeting { rank, size, host, port, serves: rank == 0, name };
-                member(ProcessGroup::open(&meeting, timeout).expect("all come"))
+                member(ProcessGroup::open(&meeting, Device::Cpu, timeout).expect("all come"))
             })
         })
         .collect();
@@ -126,7 +128,91 @@ fn who_waits_for_one_that_left_or_never_came_is_told_in_time() {
         serves: true,
         name: "alone".to_owned(),
     };
-    let error = ProcessGroup::open(&alone, Duration::from_secs(2)).unwrap_err();
+    let error = ProcessGroup::open(&alone, Device::Cpu, Duration::from_secs(2)).unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}: {error}", started.elapsed());
-    assert!(ProcessGroup::open(&Meeting { rank: 2, ..alone }, Duration::from_secs(2)).is_err());
+    assert!(ProcessGroup::open(&Meeting { rank: 2, ..alone }, Device::Cpu, Duration::from_secs(2)).is_err());
+}
+
+/// Batch norm in training, of GELU or not, and the backward pass of the sum of what it answers by some factors: the
+/// answer, the gradients of maps, weight and bias, and the running statistics.
+fn normalised(of_gelu: bool, maps: &Tensor, factors: &Tensor) -> [Tensor; 6] {
+    let leaf = |tensor: Tensor| tensor.detach().copy().set_requires_grad(true);
+    let maps = leaf(maps.shallow_clone());
+    let (weight, bias) =
+        (leaf(Tensor::from_slice(&[1.5f32, -0.5, 2.0])), leaf(Tensor::from_slice(&[0.1f32, 0.2, 0.3])));
+    let (running_mean, running_var) =
+        (Tensor::from_slice(&[0.5f32, 0.0, -0.5]), Tensor::from_slice(&[1f32, 2.0, 3.0]));
+    let norm = BatchNorm {
+        weight: &weight,
+        bias: &bias,
+        running_mean: &running_mean,
+        running_var: &running_var,
+        momentum: 0.1,
+        eps: 1e-3,
+    };
+    let y = match of_gelu {
+        true => gelu_batch_norm(&maps, Gelu::Erf, None, norm, true),
+        false => batch_norm(&maps, norm, true),
+    };
+    let y = y.expect("the tensors fit each other");
+    (&y * factors).sum(Kind::Float).backward();
+    let detached = y.detach();
+    [detached, maps.grad(), weight.grad(), bias.grad(), running_mean, running_var]
+}
+
+/// Three processes share eight images, 5 and 3; the third has one that counts for nothing.
+#[test]
+fn batch_norm_of_all_processes_is_that_of_all_images() {
+    let numbers = || Tensor::arange(8 * 3 * 16, (Kind::Float, Device::Cpu)).reshape([8, 3, 4, 4]);
+    let maps = move || (numbers() * 0.7).sin() * 2.0 + numbers() * 0.002;
+    let factors = move || (numbers() * 1.3).cos();
+    for of_gelu in [false, true] {
+        let whole = normalised(of_gelu, &maps(), &factors());
+        let shares = together(3, Duration::from_secs(60), move |group| {
+            let (first, len, counts) = [(0, 5, true), (5, 3, true), (0, 1, false)][group.rank()];
+            let part = |tensor: Tensor| tensor.narrow(0, first, len);
+            let factor = if counts { 1.0 } else { 0.0 };
+            let answer = group.sharing_batch_norm(counts, || {
+                normalised(of_gelu, &part(maps()), &(part(factors()) * factor))
+            });
+            assert!(group.failure().is_none() && !group.has_nccl());
+            // Not shared any more: nobody waits.
+            if group.rank() == 0 {
+                let _ = normalised(of_gelu, &part(maps()), &part(factors()));
+            }
+            answer
+        });
+        let near = |got: &Tensor, want: &Tensor, what: &str| {
+            let apart = (got - want).abs().max().double_value(&[]);
+            let largest = want.abs().max().double_value(&[]);
+            assert!(apart <= 1e-6 * largest.max(1.0), "{of_gelu} {what}: {apart:e} of {largest}");
+        };
+        for (n, what) in ["answers", "gradients of maps"].into_iter().enumerate() {
+            near(&Tensor::cat(&[&shares[0][n], &shares[1][n]], 0), &whole[n], what);
+        }
+        assert_eq!(shares[2][1].abs().max().double_value(&[]), 0.0, "what does not count has no gradient");
+        for (n, what) in [(2, "gradient of weight"), (3, "gradient of bias")] {
+            near(&(&shares[0][n] + &shares[1][n] + &shares[2][n]), &whole[n], what);
+        }
+        for (n, what) in [(4, "running mean"), (5, "running variance")] {
+            near(&shares[0][n], &whole[n], what);
+            // To the last bit: nobody averages them afterwards.
+            assert!(shares.iter().all(|share| share[n] == shares[0][n]), "{what}");
+        }
+    }
+}
+
+#[test]
+fn who_is_left_alone_in_a_batch_norm_is_told_why() {
+    let answers = together(2, Duration::from_secs(2), |group| {
+        if group.rank() == 1 {
+            return None;
+        }
+        let maps = Tensor::ones([2, 3, 2, 2], (Kind::Float, Device::Cpu));
+        let alone = std::panic::AssertUnwindSafe(|| normalised(false, &maps, &maps));
+        let outcome = group.sharing_batch_norm(true, || std::panic::catch_unwind(alone));
+        group.abandon();
+        Some((outcome.is_err(), group.failure().is_some()))
+    });
+    assert_eq!(answers[0], Some((true, true)));
 }

@@ -17,9 +17,13 @@ pub mod verify;
 use std::path::{Path, PathBuf};
 
 use run_record::FieldValue;
+use tch::Device;
 use trainer::Error;
 use trainer::network::registry::{self, Architecture};
+use trainer::process::environment;
+use trainer::process::launch;
 use trainer::process::lines::show;
+use trainer::process::meeting::Placement;
 use trainer::process::signals::Stop;
 use trainer::run::recipes::{self, Resolved};
 
@@ -103,6 +107,31 @@ impl NetworkArgs {
             }
         }
         registry::find(&self.model)?.with_fields(&fields)
+    }
+}
+
+/// The device of a name; of several processes of a machine, each has a card of its own as far as there are so many.
+pub fn device_of(name: &str, placement: Option<&Placement>) -> Result<Device, Error> {
+    Ok(match (placement, environment::device(name)?, name) {
+        (Some(placement), Device::Cuda(_), "auto" | "cuda") => {
+            Device::Cuda(placement.local_rank % (tch::Cuda::device_count().max(1) as usize))
+        }
+        (_, device, _) => device,
+    })
+}
+
+/// Launches this command in so many processes and waits for them, unless this is one of several already. Says whether it
+/// did.
+pub fn launched(processes: Option<u16>, placement: Option<&Placement>) -> Result<bool, Error> {
+    match (processes, placement) {
+        (Some(processes), None) if processes > 1 => launch::launch(processes.into()).map(|()| true),
+        (Some(processes), Some(placement)) if usize::from(processes) != placement.meeting.size => {
+            Err(Error::Usage(format!(
+                "--processes {processes}: {} were started already; leave this out",
+                placement.meeting.size
+            )))
+        }
+        _ => Ok(false),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod outline;
 pub mod peers;
 pub mod plan;
 pub mod recipes;
+pub mod reduction;
 pub mod replay;
 pub mod request;
 pub mod state;

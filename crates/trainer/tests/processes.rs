@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use runs::{history, record, root};
 use safetensors::SafeTensors;
 
-/// Small networks of which each image is computed by itself, with all that is random, and batches that do not divide
-/// evenly.
-const NETWORKS: [(&str, &[&str]); 3] = [
+/// Small networks of which each image is computed by itself, or the whole batch together, with all that is random, and
+/// batches that do not divide evenly.
+const NETWORKS: [(&str, &[&str]); 4] = [
     (
         "cct_reference",
         &[
@@ -47,6 +47,8 @@ const NETWORKS: [(&str, &[&str]); 3] = [
             "model.window_sizes=[2,2,2,1]",
         ],
     ),
+    // With batch norm, which sees all images.
+    ("convmixer_reference", &["model.embed_dim=16", "model.depth=2", "train.sync_batch_norm=true"]),
 ];
 
 fn arguments(network: usize, out: &Path, more: &[&str]) -> Vec<String> {
@@ -144,7 +146,7 @@ fn several_processes_compute_what_one_does() {
 fn start(rank: &str, port: &str, out: &Path, more: &[&str]) -> Child {
     command()
         .args(arguments(0, out, more))
-        .args(["--keep-last", "1000", "--peer-timeout", "60"])
+        .args(["--keep-last", "1000", "--peer-timeout", "20"])
         .envs([("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -175,6 +177,12 @@ fn ended(child: Child) -> (Option<i32>, String) {
 fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([name, &child.id().to_string()]).status();
     assert!(sent.expect("there is a kill").success());
+}
+
+/// The same for one that may have ended just now.
+fn signal_if_there(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).stderr(Stdio::null()).status();
+    sent.expect("there is a kill");
 }
 
 #[test]
@@ -224,6 +232,141 @@ fn who_loses_another_process_ends_and_the_run_goes_on_from_its_checkpoint() {
     }
 }
 
+/// Draws for the moments of kills (Steele, Lea & Flood's SplitMix64), the same ones every time.
+struct Draws(u64);
+
+impl Draws {
+    /// A number from 0 to 1.
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// Every checkpoint that stands under its name: all files of its manifest, as long as it says and with its digests.
+fn check_checkpoints(run: &Path) -> usize {
+    let Ok(all) = fs::read_dir(run.join("checkpoints")) else { return 0 };
+    let names = all.map(|entry| entry.expect("it can be listed"));
+    // A name with a dot in front is unfinished work, which the next process takes away.
+    let whole = names.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+    let checked = whole.map(|entry| {
+        let path = entry.path();
+        let manifest = fs::read_to_string(path.join("manifest.json")).expect("it has a manifest");
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).expect("which is JSON");
+        let files = manifest["files"].as_object().expect("and names files");
+        assert!(files.len() >= 2, "{}: {files:?}", path.display());
+        for (name, said) in files {
+            let file = path.join(name);
+            assert_eq!(said["bytes"], fs::metadata(&file).expect("which are there").len());
+            let sha256 = run_record::sha256_file(&file).expect("and can be read");
+            assert_eq!(said["sha256"], sha256, "{}", file.display());
+        }
+    });
+    checked.count()
+}
+
+/// What the other one of two may say when one is killed: that it lost it, or that they never met.
+fn check_loss(rank: usize, code: Option<i32>, text: &str) {
+    let lost = format!("error: process {rank} of 2 has lost another one");
+    let alone = format!("error: process {rank} of 2 did not meet the others");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.starts_with(&lost) || text.starts_with(&alone), "{text}");
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+}
+
+#[test]
+#[ignore = "twenty kills take some minutes: cargo test --release -p trainer --test processes -- --ignored --nocapture"]
+fn twenty_kills_of_any_process_at_any_moment_lose_nothing() {
+    const KILLS: usize = 20;
+    // Who is killed before they meet is missed when the time to meet is over: 20 seconds.
+    const TIMEOUT: Duration = Duration::from_secs(40);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let whole = directory.path().join("whole");
+    let started = Instant::now();
+    finish(0, &whole, &["--processes", "2"]);
+    let takes = started.elapsed();
+    let same = |run: &Path| {
+        finish(0, run, &["--processes", "2"]);
+        assert_eq!(history(&whole), history(run));
+        let file = |run: &Path| fs::read(run.join("last.safetensors")).expect("there are weights");
+        assert_eq!(file(&whole), file(run), "{}", run.display());
+    };
+    let (mut draws, mut kills, mut runs) = (Draws(7), 0, 0);
+    let mut run = directory.path().join("run-0");
+    while kills < KILLS {
+        let mut children = start_two(&run, &["--checkpoint-steps", "1"]);
+        let victim = usize::from(draws.next() < 0.5);
+        let moment = takes.mul_f64(draws.next());
+        thread::sleep(moment);
+        let is_over = children[victim].try_wait().expect("it can be asked").is_some();
+        signal_if_there(&children[victim], "-KILL");
+        let killed = Instant::now();
+        let mut ends = children.map(ended);
+        let (killed_code, _) = std::mem::take(&mut ends[victim]);
+        if is_over {
+            // It was done before; what the kill was meant to disturb is the same as ever.
+            assert!(ends[1 - victim].0 == Some(0), "{ends:?}");
+            same(&run);
+            runs += 1;
+            run = directory.path().join(format!("run-{runs}"));
+            continue;
+        }
+        assert_eq!(killed_code, None, "it was killed");
+        kills += 1;
+        assert!(killed.elapsed() < TIMEOUT, "{:?}", killed.elapsed());
+        let (code, text) = &ends[1 - victim];
+        // After the last epoch nobody needs another: the one that writes tests by itself.
+        let is_trained = *code == Some(0) && history(&run).len() == 2;
+        match is_trained {
+            true => {
+                assert!(text.is_empty() && (victim == 0 || record(&run)["result"]["status"] == "complete"))
+            }
+            false => check_loss(1 - victim, *code, text),
+        }
+        let checkpoints = check_checkpoints(&run);
+        let after = killed.elapsed();
+        eprintln!(
+            "kill {kills}: process {victim} after {moment:.2?}, the other ended {after:.2?} later, {checkpoints} checkpoints"
+        );
+    }
+    same(&run);
+    eprintln!("{kills} kills over {} runs, each with the bytes of one that was never killed", runs + 1);
+}
+
+#[test]
+fn the_batch_norm_of_all_processes_is_another_than_that_of_each_and_of_one_the_same() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = |name: &str, more: &[&str]| {
+        let run = directory.path().join(name);
+        finish(3, &run, more);
+        run
+    };
+    let apart = ["--set", "train.sync_batch_norm=false"];
+    let (one, plain) = (run("one", &[]), run("plain", &apart));
+    assert_eq!(weights(&one), weights(&plain));
+    let each = run("each", &[&apart[..], &["--processes", "2"]].concat());
+    let difference = difference(&plain, &each);
+    assert!(difference > 1e-3, "{difference:e}");
+}
+
+#[test]
+fn a_network_without_batch_norm_is_told_that_there_is_none_to_share() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let out = directory.path().join("run");
+    let plan = |network: usize| {
+        let more = ["--dry-run", "--set", "train.sync_batch_norm=true"];
+        let output = command().args(arguments(network, &out, &more)).output().expect("the trainer starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let note = "train.sync_batch_norm is without effect: this network has no batch norm";
+    assert!(plan(0).contains(note));
+    assert!(!plan(3).contains(note));
+}
+
 #[test]
 fn what_cannot_be_meant_is_refused_once() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -238,6 +381,8 @@ fn what_cannot_be_meant_is_refused_once() {
     };
     let text = refused(&["--processes", "2", "--set", "train.batch_size=3"]);
     assert!(text.contains("2 processes, in 2 parts of a batch each, need at least 4"), "{text}");
+    let text = refused(&["--processes", "2", "--set", "train.sync_batch_norm=3"]);
+    assert!(text.contains("train.sync_batch_norm"), "{text}");
     let text = refused(&["--processes", "2", "--set", "train.nonsense=3"]);
     assert!(text.contains("nonsense"), "{text}");
 }

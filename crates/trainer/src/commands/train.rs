@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tch::Device;
-
 use trainer::optim::precision::{self, Precision};
 use trainer::process::progress::Output;
 use trainer::process::{launch, meeting};
@@ -13,7 +11,7 @@ use trainer::run::peers::Peers;
 use trainer::run::request::Request;
 use trainer::{Error, process::environment, run::outline, run::recipes, run::train};
 
-use super::{RecipeArgs, listen};
+use super::{RecipeArgs, device_of, launched, listen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -87,21 +85,10 @@ pub fn run(args: Args) -> Result<(), Error> {
         last: args.keep_last,
         best: args.keep_best,
     };
-    let mut device = environment::device(&named)?;
-    if let (Some(placement), Device::Cuda(_), "auto" | "cuda") = (&placement, device, named.as_str()) {
-        // A card for each process of a machine, as far as there are so many.
-        device = Device::Cuda(placement.local_rank % (tch::Cuda::device_count().max(1) as usize));
-    }
+    let device = device_of(&named, placement.as_ref())?;
     // What is wrong with the request is known by now, and told once.
-    match (args.processes, &placement) {
-        (Some(processes), None) if processes > 1 && !args.dry_run => return launch::launch(processes.into()),
-        (Some(processes), Some(placement)) if usize::from(processes) != placement.meeting.size => {
-            return Err(Error::Usage(format!(
-                "--processes {processes}: {} were started already; leave this out",
-                placement.meeting.size
-            )));
-        }
-        _ => {}
+    if launched(args.processes.filter(|_| !args.dry_run), placement.as_ref())? {
+        return Ok(());
     }
     if args.deterministic {
         environment::deterministic(device)?;
@@ -109,7 +96,7 @@ pub fn run(args: Args) -> Result<(), Error> {
     let stop = listen()?;
     launch::end_with_launcher();
     let peers = match placement.filter(|_| !args.dry_run) {
-        Some(placement) => Peers::meet(&placement, Duration::from_secs(args.peer_timeout))?,
+        Some(placement) => Peers::meet(&placement, device, Duration::from_secs(args.peer_timeout))?,
         None => Peers::default(),
     };
     let is_first = peers.is_first();

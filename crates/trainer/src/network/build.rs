@@ -49,7 +49,7 @@ pub fn network_bytes(recipe: &Recipe, architecture: &Architecture) -> u64 {
 }
 
 /// Refuses batches, or parts of them, of a single image where batch norm would see a single value of a channel: its
-/// variance is not defined, and the running one is lost for good.
+/// variance is not defined, and the running one is lost for good. One that is shared sees the images of all processes.
 ///
 /// # Errors
 /// Such a batch, or libtorch's refusal.
@@ -64,6 +64,7 @@ pub fn check_batch_norm(
     let batch_size = recipe.train.batch_size;
     let batches = [batch_size.min(images), images % batch_size];
     let parts = recipe.train.accumulate.unwrap_or(1);
+    let processes = if recipe.train.sync_batch_norm { 1 } else { processes };
     if !batches.into_iter().any(|batch| has_lone_image(batch, parts, processes)) {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! The training loop.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use core_layers::{Model, ModelConfig};
 use data_cifar::{Draw, Slice, keyed_seed, permutation, repeated};
@@ -81,7 +81,7 @@ pub fn fit(job: &Job, state: &mut State, keeper: &mut Keeper) -> Result<(), Erro
         if prepared.replace(frozen) != Some(frozen) {
             trunk.iter().for_each(|tensor| drop(tensor.set_requires_grad(!frozen)));
             stepper.pass.frozen = frozen;
-            stepper.pass.together = Together::new(job.peers, job.vs)?;
+            stepper.join(Together::new(job.peers, job.vs, job.recipe.train.sync_batch_norm)?);
         }
         let outcome = train_epoch(job, &lr, &mut stepper, state, keeper)
             .and_then(|()| end_epoch(job, &lr, state, keeper));
@@ -208,7 +208,7 @@ pub struct Pass<'a> {
     /// How often the images of each class count, f32 `[K]`, if not all count alike.
     pub class_weights: Option<&'a Tensor>,
     /// The other processes of each update, if there are any.
-    pub together: Option<Together<'a>>,
+    together: Option<Together<'a>>,
 }
 
 impl<'a> Stepper<'a> {
@@ -224,6 +224,19 @@ impl<'a> Stepper<'a> {
     ) -> Result<Self, Error> {
         let pass = Pass { network, train, precision, frozen: false, class_weights: None, together: None };
         Ok(Self { pass, replayed: Replayed::new(device)? })
+    }
+
+    /// Makes the next updates those of several processes, if there are any.
+    pub fn join(&mut self, together: Option<Together<'a>>) {
+        if together.as_ref().is_some_and(Together::waits_inside) {
+            self.replayed = Replayed::never();
+        }
+        self.pass.together = together;
+    }
+
+    /// Of several processes' last update: see [`Together::took`].
+    pub fn took(&self) -> [Duration; 2] {
+        self.pass.together.as_ref().map_or([Duration::ZERO; 2], Together::took)
     }
 
     /// One update down the gradient of a batch's loss. Returns the loss and the logits `[B, K]` of the images that count,
@@ -272,9 +285,14 @@ impl Pass<'_> {
             let part_logits = {
                 let _narrow = self.precision.autocast(images.device())?;
                 let images = part(images)?;
-                match share(slice) {
-                    Some(share) => with_batch_share(share, || self.network.forward_t(&images, !self.frozen)),
-                    None => self.network.forward_t(&images, !self.frozen),
+                let forward = || self.network.forward_t(&images, !self.frozen);
+                let pass = || match share(slice) {
+                    Some(share) => with_batch_share(share, forward),
+                    None => forward(),
+                };
+                match &self.together {
+                    Some(together) => together.forward(slice.counts, pass),
+                    None => pass(),
                 }
             };
             let part_loss =

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use core_layers::Model;
-use data_cifar::{ChannelStats, DeviceSet, Draw, ImageSet, Share};
+use data_cifar::{ChannelStats, DeviceSet, Draw, ImageSet};
 use run_record::Recipe;
 use serde::Serialize;
 use tch::nn::VarStore;
@@ -14,8 +14,11 @@ use crate::data::presentation::Presentation;
 use crate::network::build::{architecture, seed_initial_weights};
 use crate::optim::precision::Precision;
 use crate::process::signals::Stop;
+use crate::run::evaluate::sums_of;
 use crate::run::fit::Stepper;
 use crate::run::outline::stored_side;
+use crate::run::peers::{Peers, Together};
+use crate::run::reduction::{self, Reduction, median};
 use crate::run::state::State;
 use crate::{Error, process::environment};
 
@@ -36,8 +39,10 @@ pub struct Bench {
     pub recipe: Recipe,
     /// Training or inference.
     pub work: Work,
-    /// Images of a step.
+    /// Images of a step, of all processes together.
     pub batch_size: usize,
+    /// Those that share it.
+    pub peers: Peers,
     /// Arithmetic.
     pub precision: Precision,
     /// Where.
@@ -59,9 +64,11 @@ pub struct Measured {
     pub work: Work,
     /// `f32` or `bf16`.
     pub precision: String,
-    /// Images of a step.
+    /// Images of a step, of all processes together.
     pub batch_size: usize,
-    /// Threads of libtorch.
+    /// How many share it.
+    pub processes: usize,
+    /// Threads of libtorch, in each.
     pub threads: i32,
     /// `cpu` or `cuda:N`.
     pub device: String,
@@ -73,10 +80,12 @@ pub struct Measured {
     pub step_ms: [f64; 5],
     /// Share of the time in which pictures are made ready.
     pub data_share: f64,
+    /// Of several processes: what they wait for, and what that takes by itself.
+    pub reduction: Option<Reduction>,
     /// Multiplications and additions of matrix products and convolutions per second: twice the network's
-    /// multiply-accumulates, three times as much with a backward pass.
+    /// multiply-accumulates, three times as much with a backward pass. Of all processes together.
     pub gflops: f64,
-    /// The same of a product of two 2048×2048 matrices on this machine, in this precision.
+    /// The same of a product of two 2048×2048 matrices in one process on this machine, in this precision.
     pub peak_gflops: f64,
     /// Largest memory of the process, or of all tensors on the card.
     pub peak_memory_mb: Option<f64>,
@@ -109,8 +118,25 @@ const LEAST_STEPS: usize = 5;
 /// Classes of made-up pictures.
 const CLASSES: i64 = 10;
 
-/// What is told of a step: seconds in which pictures were made ready, and those of the rest. It says whether to go on.
-type Each<'a> = dyn FnMut([f64; 2]) -> Result<bool, Error> + 'a;
+/// Seconds of a step.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    /// In which pictures were made ready.
+    data: f64,
+    /// Of the rest.
+    rest: f64,
+    /// Of the last backward pass on the CPU, and of the wait for its sums, where there are several processes.
+    took: [f64; 2],
+}
+
+impl Step {
+    fn all(&self) -> f64 {
+        self.data + self.rest
+    }
+}
+
+/// What is told of a step. It says whether to go on.
+type Each<'a> = dyn FnMut(Step) -> Result<bool, Error> + 'a;
 
 impl Bench {
     /// Measures.
@@ -124,7 +150,7 @@ impl Bench {
         let network = architecture.init(&vs.root())?;
         let mut state = State::new(&vs, &architecture, &self.recipe)?;
         let mut steps = |each: &mut Each| match self.work {
-            Work::Train => self.train(network.as_ref(), &mut state, each),
+            Work::Train => self.train(network.as_ref(), &vs, &mut state, stop, each),
             Work::Infer => self.infer(network.as_ref(), architecture.facts.image_size, each),
         };
 
@@ -141,8 +167,13 @@ impl Bench {
         let peak_memory_mb = environment::peak_memory_mb(self.device);
         let profile = if self.profile { profiled(steps)? } else { Vec::new() };
 
-        let data: f64 = times.iter().map(|[data, _]| data).sum();
-        let mut totals: Vec<f64> = times.iter().map(|[data, rest]| data + rest).collect();
+        let together = Together::new(&self.peers, &vs, self.recipe.train.sync_batch_norm)?;
+        let took = |n: usize| median(times.iter().map(|step| step.took[n]));
+        let reduction = together
+            .map(|together| reduction::measure(&self.peers, &together, [took(0), took(1)]))
+            .transpose()?;
+        let data: f64 = times.iter().map(|step| step.data).sum();
+        let mut totals: Vec<f64> = times.iter().map(Step::all).collect();
         let all: f64 = totals.iter().sum();
         totals.sort_by(f64::total_cmp);
         let at = |share: f64| totals[((totals.len() - 1) as f64 * share).round() as usize];
@@ -153,12 +184,14 @@ impl Bench {
             work: self.work,
             precision: self.precision.as_str().to_owned(),
             batch_size: self.batch_size,
+            processes: self.peers.processes(),
             threads: tch::get_num_threads(),
             device: environment::device_name(self.device),
             steps: times.len(),
             images_per_second,
             step_ms: [0.0, 0.1, 0.5, 0.9, 1.0].map(|share| 1e3 * at(share)),
             data_share: data / all,
+            reduction,
             gflops: 2e-9 * passes * architecture.facts.macs as f64 * images_per_second,
             peak_gflops: peak_gflops(self.precision, self.device)?,
             peak_memory_mb,
@@ -166,8 +199,15 @@ impl Bench {
         })
     }
 
-    /// Makes steps of training until `each` has enough.
-    fn train(&self, network: &dyn Model, state: &mut State, each: &mut Each) -> Result<(), Error> {
+    /// Makes steps of training until `each` has enough; of several processes, that of the first.
+    fn train(
+        &self,
+        network: &dyn Model,
+        vs: &VarStore,
+        state: &mut State,
+        stop: &Stop,
+        each: &mut Each,
+    ) -> Result<(), Error> {
         let Self { recipe, batch_size, device, .. } = self;
         let (count, side) = ((batch_size * BATCHES) as i64, stored_side(recipe));
         tch::manual_seed(0);
@@ -177,8 +217,10 @@ impl Bench {
         let stats = ChannelStats { mean: [127.5; 3], std: [127.5; 3] };
         let presentation = Presentation::new(recipe, &stats, CLASSES, *device)?;
         let order: Vec<i64> = (0..count).collect();
-        let share = Share::alone(recipe.train.accumulate.unwrap_or(1));
+        let share = self.peers.share(recipe.train.accumulate.unwrap_or(1));
         let mut stepper = Stepper::new(network, &recipe.train, self.precision, *device)?;
+        stepper.join(Together::new(&self.peers, vs, recipe.train.sync_batch_norm)?);
+        let mut enough = false;
         for epoch in 1.. {
             let draw = Draw { seed: 0, epoch, repeats: 1 };
             let mut batches = presentation.epoch(&set, &order, *batch_size, draw, 0, share)?;
@@ -188,9 +230,19 @@ impl Bench {
                 let ready = started.elapsed().as_secs_f64();
                 let shown = shown?;
                 let (loss, logits) = stepper.update(state, &shown, 1e-4)?;
-                state.sums.add(&loss, &logits, &shown.labels)?;
+                let batch = shown.batch as i64;
+                let sums = sums_of(&loss, batch, &logits, &shown.labels)?;
+                let known = self.peers.after_step(sums, stop, enough && self.peers.is_first())?;
+                state.sums.add_sums(&known.sums, batch)?;
                 let _ = loss.f_double_value(&[])?; // waits for the device
-                if !each([ready, started.elapsed().as_secs_f64() - ready])? {
+                if known.save {
+                    return Ok(());
+                }
+                let rest = started.elapsed().as_secs_f64() - ready;
+                let took = stepper.took().map(|took| took.as_secs_f64());
+                enough = !each(Step { data: ready, rest, took })?;
+                // Several end together, after the next step.
+                if enough && !self.peers.are_several() {
                     return Ok(());
                 }
             }
@@ -212,7 +264,7 @@ impl Bench {
                 Ok(network.forward_t(&images, false))
             })?;
             let _ = logits.f_sum(Kind::Double)?.f_double_value(&[])?; // waits for the device
-            if !each([0.0, started.elapsed().as_secs_f64()])? {
+            if !each(Step { data: 0.0, rest: started.elapsed().as_secs_f64(), took: [0.0; 2] })? {
                 return Ok(());
             }
         }
@@ -223,9 +275,9 @@ impl Bench {
 fn profiled(mut steps: impl FnMut(&mut Each) -> Result<(), Error>) -> Result<Vec<ProfiledOp>, Error> {
     let (mut count, mut seconds) = (0, 0.0);
     let profile = Profile::start()?;
-    steps(&mut |[data, rest]| {
+    steps(&mut |step| {
         count += 1;
-        seconds += data + rest;
+        seconds += step.all();
         Ok(count < PROFILED)
     })?;
     let per_step = |value: f64| value / f64::from(PROFILED);

@@ -1,6 +1,7 @@
 //! The processes that train one network together: what they share, and what all of them know.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 use data_cifar::Share;
 use serde::{Serialize, de::DeserializeOwned};
@@ -34,13 +35,13 @@ pub struct Known {
 }
 
 impl Peers {
-    /// Meets the others, who have so much time to come, and for every answer from then on.
+    /// Meets the others, who have so much time to come, and for every answer from then on. All compute on such devices.
     ///
     /// # Errors
     /// They do not come, or cannot be reached.
-    pub fn meet(placement: &Placement, timeout: Duration) -> Result<Self, Error> {
+    pub fn meet(placement: &Placement, device: Device, timeout: Duration) -> Result<Self, Error> {
         let meeting = &placement.meeting;
-        let group = ProcessGroup::open(meeting, timeout).map_err(|error| Error::Meeting {
+        let group = ProcessGroup::open(meeting, device, timeout).map_err(|error| Error::Meeting {
             rank: meeting.rank,
             processes: meeting.size,
             place: format!("{}:{}", meeting.host, meeting.port),
@@ -155,6 +156,12 @@ impl Peers {
         self.group.as_ref().map(question).transpose().map_err(|error| self.gone(&error))
     }
 
+    /// That another process is gone, if that is why something else failed.
+    pub fn or_gone(&self, error: Error) -> Error {
+        let failure = self.group.as_ref().and_then(ProcessGroup::failure);
+        failure.map_or(error, |failure| self.gone(&failure))
+    }
+
     fn gone(&self, error: &TorchExtError) -> Error {
         if let Some(group) = &self.group {
             group.abandon();
@@ -177,8 +184,13 @@ pub struct Together<'a> {
     peers: &'a Peers,
     /// Where gradients are summed during the backward pass.
     reducer: Option<Reducer>,
-    /// The running statistics of batch norm.
+    /// The running statistics of batch norm, which differ unless it normalises by the images of all.
     statistics: Vec<Tensor>,
+    /// Whether it does that.
+    sync_batch_norm: bool,
+    /// Between the beginning and the end of the last backward pass, and from there until the sums were there.
+    took: Cell<[Duration; 2]>,
+    began: Cell<Instant>,
 }
 
 impl<'a> Together<'a> {
@@ -186,7 +198,7 @@ impl<'a> Together<'a> {
     ///
     /// # Errors
     /// Tensors whose gradients cannot be summed.
-    pub fn new(peers: &'a Peers, vs: &VarStore) -> Result<Option<Self>, Error> {
+    pub fn new(peers: &'a Peers, vs: &VarStore, sync_batch_norm: bool) -> Result<Option<Self>, Error> {
         let Some(group) = &peers.group else { return Ok(None) };
         // As they were made, which is about the order of the forward pass.
         let weights: Vec<Tensor> =
@@ -199,7 +211,21 @@ impl<'a> Together<'a> {
         statistics.retain(|(name, _)| name.ends_with("running_mean") || name.ends_with("running_var"));
         statistics.sort_by(|(one, _), (other, _)| one.cmp(other));
         let statistics = statistics.into_iter().map(|(_, tensor)| tensor).collect();
-        Ok(Some(Self { peers, reducer, statistics }))
+        let took = Cell::new([Duration::ZERO; 2]);
+        Ok(Some(Self { peers, reducer, statistics, sync_batch_norm, took, began: Cell::new(Instant::now()) }))
+    }
+
+    /// A forward pass in training of images that count, or of some that are there for nothing.
+    pub fn forward<T>(&self, counts: bool, pass: impl FnOnce() -> T) -> T {
+        match &self.peers.group {
+            Some(group) if self.sync_batch_norm => group.sharing_batch_norm(counts, pass),
+            _ => pass(),
+        }
+    }
+
+    /// Whether passes wait for other processes.
+    pub fn waits_inside(&self) -> bool {
+        self.sync_batch_norm
     }
 
     /// Before the last backward pass of a step.
@@ -207,6 +233,7 @@ impl<'a> Together<'a> {
     /// # Errors
     /// libtorch's refusal.
     pub fn begin(&self) -> Result<(), Error> {
+        self.began.set(Instant::now());
         Ok(self.reducer.as_ref().map_or(Ok(()), Reducer::arm)?)
     }
 
@@ -215,8 +242,29 @@ impl<'a> Together<'a> {
     /// # Errors
     /// A process that is gone.
     pub fn finish(&self) -> Result<(), Error> {
+        let passed = Instant::now();
         let finished = self.reducer.as_ref().map_or(Ok(()), Reducer::finish);
+        self.took.set([passed - self.began.get(), passed.elapsed()]);
         finished.map_err(|error| self.peers.gone(&error))
+    }
+
+    /// Of the last update on the CPU: how long its last backward pass took, and how long it then waited for its sums.
+    pub fn took(&self) -> [Duration; 2] {
+        self.took.get()
+    }
+
+    /// Bytes of gradients that are sent together, in their order.
+    pub fn bucket_bytes(&self) -> Vec<i64> {
+        self.reducer.as_ref().map_or_else(Vec::new, Reducer::bucket_bytes)
+    }
+
+    /// How many small sums follow those of the gradients: of what is counted, and of the running statistics.
+    pub fn small_sums(&self) -> usize {
+        1 + usize::from(self.averages_statistics())
+    }
+
+    fn averages_statistics(&self) -> bool {
+        !self.sync_batch_norm && !self.statistics.is_empty()
     }
 
     /// Sums gradients that were not summed during the backward pass.
@@ -231,12 +279,12 @@ impl<'a> Together<'a> {
         self.peers.sum(&defined.collect::<Vec<_>>())
     }
 
-    /// Makes the running statistics of batch norm the means over all processes.
+    /// Makes the running statistics of batch norm the means over all processes, if they differ.
     ///
     /// # Errors
     /// A process that is gone.
     pub fn average_statistics(&self) -> Result<(), Error> {
-        if self.statistics.is_empty() {
+        if !self.averages_statistics() {
             return Ok(());
         }
         self.peers.ask(|group| group.mean(&self.statistics)).map(drop)

@@ -141,6 +141,11 @@ impl Plan {
         if let (Some((architecture, vs, network)), Some(listing)) = (&network, &listing) {
             let images = listing.parts.train.len();
             problems.take(check_batch_norm(recipe, architecture, vs, network.as_ref(), images, processes));
+            let has_one = vs.variables().keys().any(|name| name.ends_with("running_var"));
+            if recipe.train.sync_batch_norm && !has_one {
+                let without = "train.sync_batch_norm is without effect: this network has no batch norm";
+                notes.push(without.to_owned());
+            }
         }
         match (network, listing, found, memory) {
             (Some((architecture, vs, network)), Some(listing), Some(found), Some(memory))

@@ -66,7 +66,7 @@ pub fn train(request: &Request, stop: &Stop) -> Result<(), Error> {
     // libtorch's refusals inside a forward pass (out of memory, say) come as panics of tch.
     let outcome = catch_unwind(AssertUnwindSafe(attempt))
         .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())))
-        .map_err(|error| error.or_out_of_memory(&recipe.train));
+        .map_err(|error| request.peers.or_gone(error).or_out_of_memory(&recipe.train));
     record.result.peak_memory_mb = environment::peak_memory_mb(request.device);
     match outcome {
         Ok(finished) => {
@@ -156,7 +156,7 @@ fn accompany(request: &Request, stop: &Stop) -> Result<(), Error> {
     let attempt = || train_and_test(request, stop, &plan, None, &source, None);
     let outcome = catch_unwind(AssertUnwindSafe(attempt))
         .unwrap_or_else(|panic| Err(error::from_panic(panic.as_ref())))
-        .map_err(|error| error.or_out_of_memory(&plan.resolved.recipe.train));
+        .map_err(|error| peers.or_gone(error).or_out_of_memory(&plan.resolved.recipe.train));
     match outcome {
         Ok(_) => Ok(()),
         // The first one tells of it.
