@@ -27,7 +27,7 @@ use clap::{Args, Parser, Subcommand};
 
 use machine::{doctor, fetch, setup};
 use process::{Place, Usage, note, show};
-use sweeps::{plan, soak, train_all};
+use sweeps::{plan, search, soak, train_all};
 
 #[derive(Parser)]
 #[command(
@@ -75,6 +75,13 @@ enum Task {
         #[command(subcommand)]
         sweep: plan::Sweep,
     },
+    /// Find a better recipe: many trials for few epochs, the best of them for more
+    #[command(
+        after_help = "Examples:\n  cargo xtask search --recipe recipes/quick/cct.toml --space space.toml --dry-run\n  \
+                            cargo xtask search --recipe recipes/quick/cct.toml --space space.toml --trials 9 --first-epochs 2\n  \
+                            cargo xtask search ablate --recipe best.toml --base recipes/quick/cct.toml"
+    )]
+    Search(search::Search),
     /// Evaluate trained weights; the arguments are the trainer's
     #[command(
         disable_help_flag = true,
@@ -229,6 +236,7 @@ fn run(task: Task) -> Result<u8> {
         | Task::Device(_) => trainer::become_trainer(&place),
         Task::TrainAll(args) => train_all::train_all(&place, &args),
         Task::Sweep { sweep } => plan::sweep(&place, &sweep),
+        Task::Search(args) => search::search(&place, &args),
         Task::Report { results } => {
             report::report(&place, &results.unwrap_or_else(|| place.root.join("results")))
         }

@@ -16,6 +16,7 @@
 //! This crate knows nothing of tensors, so whatever only reads results builds in seconds.
 
 mod augment;
+mod changes;
 mod classes;
 mod data;
 mod digest;
@@ -39,6 +40,7 @@ pub use augment::{
     AugmentRecipe, ColorJitter, CropOffset, Cutmix, EnlargedCrop, EraseMode, MixMode, MixRecipe, Mixup,
     PolicyRecipe, RandomErasing, RandomResizedCrop, TrainInterpolation,
 };
+pub use changes::{Difference, literal, remove_key, set_key, value_of};
 pub use classes::ClassCounts;
 pub use data::{
     CropMode, DataRecipe, DatasetName, FolderRecipe, HeldOut, Interpolation, Normalize, OnError, Resize,

@@ -194,6 +194,25 @@ impl Schedule {
         }
     }
 
+    /// The schedule of a run of `epochs`, with all that counts in epochs multiplied by `factor`. One epoch at least does
+    /// not belong to the warm-up or the cooldown.
+    pub(crate) fn stretched(&self, factor: f64, epochs: u32) -> Self {
+        let share = |count: u32, most: u32| ((f64::from(count) * factor).round() as u32).min(most);
+        let mut stretched = self.clone();
+        match &mut stretched {
+            Self::Constant {} | Self::WarmupCosine { .. } | Self::OneCycle { .. } => {}
+            Self::Cosine { warmup_epochs, cooldown_epochs, .. } => {
+                *warmup_epochs = share(*warmup_epochs, epochs.saturating_sub(1));
+                *cooldown_epochs = share(*cooldown_epochs, epochs.saturating_sub(1 + *warmup_epochs));
+            }
+            Self::HarmonicWarmupCosine { warmup_epochs } => {
+                *warmup_epochs = share(*warmup_epochs, epochs.saturating_sub(1));
+            }
+            Self::PiecewiseLinear { points } => points.iter_mut().for_each(|(epoch, _)| *epoch *= factor),
+        }
+        stretched
+    }
+
     pub(crate) fn check(&self, epochs: u32, faults: &mut Faults) {
         match *self {
             Self::Constant {} => {}

@@ -364,6 +364,23 @@ impl Recipe {
         }
         recipe
     }
+
+    /// The same recipe over another number of epochs. What counts in epochs keeps its share of the run: warm-up, cooldown
+    /// and the points of a schedule, the last epoch that mixes, patience. What is drawn on the way and what was published
+    /// of the whole run is left out.
+    pub fn lasting(&self, epochs: u32) -> Self {
+        let mut recipe = Self { reference: None, estimate: None, explain: None, ..self.clone() };
+        let factor = f64::from(epochs) / f64::from(self.train.epochs);
+        let share = |count: u32| ((f64::from(count) * factor).round() as u32).max(1);
+        recipe.train.epochs = epochs;
+        recipe.train.patience = self.train.patience.map(share);
+        recipe.train.freeze_epochs = self.train.freeze_epochs.map(share);
+        if let Some(mix) = &mut recipe.augment.mix {
+            mix.off_epoch = mix.off_epoch.map(share);
+        }
+        recipe.schedule = self.schedule.stretched(factor, epochs);
+        recipe
+    }
 }
 
 #[cfg(test)]

@@ -97,6 +97,43 @@ fn a_run_on_real_digits_learns_and_is_recorded_reused_and_protected() {
 }
 
 #[test]
+fn a_run_without_a_test_says_so_and_is_tested_later_as_if_it_had_been_at_once() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let [at_once, later] = ["a", "b"].map(|name| directory.path().join(name));
+    assert!(small_run(&at_once, &["--quiet"]).status.success());
+    let output = small_run(&later, &["--no-test"]);
+    assert!(output.status.success() && stdout(&output).contains(": not tested, validation top-1 "));
+    let numbers = ["test_top1", "test_top5", "test_loss"];
+    let untested = record(&later);
+    assert_eq!(untested["result"]["status"], "complete");
+    for number in numbers {
+        assert!(untested["result"][number].is_null(), "{number}");
+    }
+    assert!(untested["predictions_sha256"].is_null() && untested["temperature"].is_f64());
+    assert!(!later.join("predictions.csv").exists() && later.join("layers.json").exists());
+    let verified = trainer().arg("verify").arg(&later).output().expect("the trainer starts");
+    assert_eq!(verified.status.code(), Some(1));
+    assert!(stdout(&verified).contains("was not tested (train --no-test)"), "{}", stdout(&verified));
+
+    // Without a test it is finished, and with one it is not.
+    let again = small_run(&later, &["--no-test"]);
+    assert!(stdout(&again).contains("already trained, reused (not tested"), "{}", stdout(&again));
+    assert_eq!(record(&later), untested);
+    let output = small_run(&later, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(stdout(&output).lines().filter(|line| line.starts_with("epoch ")).count(), 0);
+    for number in numbers {
+        assert_eq!(record(&later)["result"][number], record(&at_once)["result"][number], "{number}");
+    }
+    let bytes = |run: &Path, file: &str| fs::read(run.join(file)).expect("it can be read");
+    for file in ["predictions.csv", "best.safetensors"] {
+        assert!(bytes(&later, file) == bytes(&at_once, file), "{file}");
+    }
+    // A tested run is finished either way.
+    assert!(stdout(&small_run(&later, &["--no-test"])).contains("already trained, reused (test top-1"));
+}
+
+#[test]
 fn one_seed_is_one_run_and_another_seed_is_another() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let runs = [("a", "7"), ("b", "7"), ("c", "8")].map(|(name, seed)| {

@@ -54,7 +54,8 @@ pub(crate) fn recipes_of(root: &Path, preset: &str) -> Result<Vec<Named>> {
     files.iter().map(|file| read_recipe(&dir.join(file))).collect()
 }
 
-fn read_recipe(path: &Path) -> Result<Named> {
+/// The recipe in a file.
+pub(crate) fn read_recipe(path: &Path) -> Result<Named> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let recipe = Recipe::parse(&text).map_err(|errors| errors.in_file(path))?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();

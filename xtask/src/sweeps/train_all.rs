@@ -173,7 +173,7 @@ pub(crate) fn train_all(place: &Place, sweep: &Sweep) -> Result<u8> {
 }
 
 /// The device to train on, given the one that was asked for; `None` leaves it to the trainer.
-fn device<'a>(place: &Place, asked: Option<&'a str>) -> Result<Option<&'a str>> {
+pub(crate) fn device<'a>(place: &Place, asked: Option<&'a str>) -> Result<Option<&'a str>> {
     if asked == Some("cpu") {
         return Ok(asked);
     }
@@ -247,7 +247,13 @@ fn train_each(trainers: &Trainers, trainer: impl Fn() -> Command, plan: &Plan<'_
 
 /// Trains one model and sees to it that its record tells how that ended. Returns 0, 2 for bad
 /// usage, 128 + the signal after a request to stop, 1 for any other failure.
-fn train(trainers: &Trainers, command: &mut Command, model: &str, run: &Path, again: &str) -> Result<u8> {
+pub(crate) fn train(
+    trainers: &Trainers,
+    command: &mut Command,
+    model: &str,
+    run: &Path,
+    again: &str,
+) -> Result<u8> {
     let Some(ended) = trainers.run(command, None)? else {
         return Ok(0); // nothing was started, and train_each knows why
     };

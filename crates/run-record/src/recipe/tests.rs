@@ -285,3 +285,40 @@ fn balanced_weights_make_all_classes_count_alike() {
     let shares: Vec<f64> = weights.iter().zip(counts).map(|(weight, count)| weight * count as f64).collect();
     assert!(shares.iter().all(|share| (share - 20.0).abs() < 1e-12), "{shares:?}");
 }
+
+#[test]
+fn a_shorter_run_keeps_the_shares_of_what_counts_in_epochs() {
+    let mut recipe = example();
+    recipe.train.epochs = 40;
+    recipe.train.patience = Some(10);
+    recipe.train.freeze_epochs = Some(10);
+    recipe.augment.mixup = Some(crate::Mixup { alpha: 0.2 });
+    recipe.augment.mix = Some(crate::MixRecipe { off_epoch: Some(30), ..crate::MixRecipe::default() });
+    recipe.estimate = Some(Estimate { cpu_minutes: Some(3.0) });
+    let cosine = |warmup_epochs, cooldown_epochs| Schedule::Cosine {
+        min_lr: 0.0,
+        warmup_lr: 1e-6,
+        warmup_epochs,
+        cooldown_epochs,
+        on_updates: true,
+    };
+    recipe.schedule = cosine(8, 4);
+    let of = |epochs| {
+        let short = recipe.lasting(epochs);
+        short.validate().unwrap();
+        assert_eq!(short.train.freeze_epochs, short.train.patience);
+        let off = short.augment.mix.and_then(|mix| mix.off_epoch);
+        (short.train.epochs, short.train.patience, off, short.schedule)
+    };
+    assert_eq!(of(10), (10, Some(3), Some(8), cosine(2, 1)));
+    // One epoch is all that is left for the rate to fall in.
+    assert_eq!(of(1), (1, Some(1), Some(1), cosine(0, 0)));
+    assert_eq!(of(80), (80, Some(20), Some(60), cosine(16, 8)));
+    assert_eq!(recipe.lasting(40), Recipe { estimate: None, ..recipe.clone() });
+
+    recipe.schedule = Schedule::PiecewiseLinear { points: vec![(0.0, 0.0), (16.0, 1.0), (40.0, 0.0)] };
+    let points = vec![(0.0, 0.0), (4.0, 1.0), (10.0, 0.0)];
+    assert_eq!(recipe.lasting(10).schedule, Schedule::PiecewiseLinear { points });
+    recipe.schedule = Schedule::HarmonicWarmupCosine { warmup_epochs: 40 };
+    assert_eq!(recipe.lasting(4).schedule, Schedule::HarmonicWarmupCosine { warmup_epochs: 3 });
+}

@@ -48,6 +48,9 @@ pub struct Args {
     /// Number of best checkpoints to keep.
     #[arg(long, value_name = "K", default_value_t = 1)]
     keep_best: usize,
+    /// Leave the test images alone: the run ends with its validation numbers. Without this, the same command tests it.
+    #[arg(long)]
+    no_test: bool,
     /// Write TensorBoard events to the run directory.
     #[arg(long)]
     tensorboard: bool,
@@ -114,6 +117,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         out: args.out,
         fresh: args.fresh,
         saving,
+        tests: !args.no_test,
         tensorboard: args.tensorboard.then_some(args.histograms),
         output: match (args.json, args.quiet) {
             _ if !is_first => Output::Quiet,

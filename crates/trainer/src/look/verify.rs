@@ -76,6 +76,10 @@ pub fn verify(run: &Path, place: &Place<'_>, stop: &Stop) -> Result<Verification
     if record.result.status != STATUS_COMPLETE {
         return Err(broken(format!("the run is not complete, but {}", record.result.status)));
     }
+    if record.result.test_top1.is_none() && record.predictions_sha256.is_none() {
+        let problem = "the run was not tested (train --no-test), so there are no test numbers to verify";
+        return Err(broken(problem.to_owned()));
+    }
     let mut findings = Findings(Vec::new());
     let recipe = findings.keep(recipe(run))?;
     let history = findings.keep(history(run))?;
@@ -310,10 +314,10 @@ fn check_record(
     let finished = Finished {
         history: history.to_vec(),
         kept: kept.clone(),
-        test,
+        test: Some(test),
         temperature: again.temperature,
         weights_sha256: record.weights_sha256.clone().unwrap_or_default(),
-        predictions_sha256: record.predictions_sha256.clone().unwrap_or_default(),
+        predictions_sha256: record.predictions_sha256.clone(),
         history_sha256: record.history_sha256.clone().unwrap_or_default(),
     };
     finish(&mut now, &finished);

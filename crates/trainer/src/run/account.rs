@@ -21,14 +21,14 @@ pub struct Finished {
     pub history: Vec<EpochStats>,
     /// The one whose weights were kept.
     pub kept: EpochStats,
-    /// What those measure on the test images.
-    pub test: Metrics,
+    /// What those measure on the test images, if they were shown them.
+    pub test: Option<Metrics>,
     /// What their logits are divided by to calibrate probabilities, fitted on the validation images.
     pub temperature: f64,
     /// SHA-256 of their file.
     pub weights_sha256: String,
-    /// SHA-256 of what they answer for the test images, as a file.
-    pub predictions_sha256: String,
+    /// SHA-256 of what they answer for the test images, as a file, likewise.
+    pub predictions_sha256: Option<String>,
     /// SHA-256 of the history, as a file.
     pub history_sha256: String,
 }
@@ -113,15 +113,15 @@ pub fn finish(record: &mut RunRecord, finished: &Finished) {
     let images: f64 = history.iter().map(|epoch| epoch.images_per_second * epoch.train_seconds).sum();
     row.best_epoch = Some(kept.epoch);
     row.val_top1 = Some(rounded(kept.kept_top1()));
-    row.test_top1 = Some(rounded(test.top1));
-    row.test_top5 = Some(rounded(test.top5));
-    row.test_loss = Some(rounded(test.loss));
-    row.delta_top1 = row.reference_top1.map(|reference| rounded(test.top1 - reference));
+    row.test_top1 = test.map(|test| rounded(test.top1));
+    row.test_top5 = test.map(|test| rounded(test.top5));
+    row.test_loss = test.map(|test| rounded(test.loss));
+    row.delta_top1 = test.zip(row.reference_top1).map(|(test, reference)| rounded(test.top1 - reference));
     row.train_seconds = Some((seconds * 10.0).round() / 10.0);
     row.images_per_second = Some((images / seconds * 10.0).round() / 10.0);
     row.status = STATUS_COMPLETE.to_owned();
     record.weights_sha256 = Some(weights_sha256.clone());
-    record.predictions_sha256 = Some(predictions_sha256.clone());
+    record.predictions_sha256.clone_from(predictions_sha256);
     record.history_sha256 = Some(history_sha256.clone());
     record.temperature = Some(*temperature);
 }
@@ -135,10 +135,12 @@ fn rounded(value: f64) -> f64 {
 pub fn verdict(row: &ResultRow) -> String {
     let percent =
         |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{:.2} %", 100.0 * value));
+    let test = match row.test_top1 {
+        Some(_) => format!("test top-1 {}, top-5 {}", percent(row.test_top1), percent(row.test_top5)),
+        None => "not tested".to_owned(),
+    };
     format!(
-        "test top-1 {}, top-5 {}, validation top-1 {} at epoch {}, {} of training",
-        percent(row.test_top1),
-        percent(row.test_top5),
+        "{test}, validation top-1 {} at epoch {}, {} of training",
         percent(row.val_top1),
         row.best_epoch.unwrap_or_default(),
         duration(row.train_seconds.unwrap_or_default()),

@@ -114,11 +114,17 @@ impl RunDir {
         &self.path
     }
 
-    /// What is there, given what is to be run.
+    /// What is there, given what is to be run. A run whose test was left out is not finished if it is to be tested.
     ///
     /// # Errors
     /// A run of another recipe, seed or precision, files of nobody's run, or files that cannot be read.
-    pub fn find(&self, recipe: &Recipe, seed: u64, precision: Precision) -> Result<Earlier, Error> {
+    pub fn find(
+        &self,
+        recipe: &Recipe,
+        seed: u64,
+        precision: Precision,
+        tests: bool,
+    ) -> Result<Earlier, Error> {
         let unreadable =
             |name: &str, problem| self.in_the_way(format!("its {name} cannot be read ({problem})"));
         let Some(record) = self.read(RECORD)? else {
@@ -148,7 +154,8 @@ impl RunDir {
         if !differences.is_empty() {
             return Err(self.in_the_way(format!("it holds another run ({})", differences.join(", "))));
         }
-        let complete = record.result.status == STATUS_COMPLETE;
+        let is_tested = record.result.test_top1.is_some();
+        let complete = record.result.status == STATUS_COMPLETE && (is_tested || !tests);
         let weights = recipe.train.select.weights_file();
         if !complete || !self.file(weights).exists() {
             return Ok(Earlier::Unfinished(Box::new(record))); // a checkpoint has the weights

@@ -105,7 +105,9 @@ impl Plan {
         }
         let recipe = &resolved.recipe;
         let found = match (earlier, &weights) {
-            (Some(run), Some(_)) => problems.take(run.find(recipe, request.seed, request.precision)),
+            (Some(run), Some(_)) => {
+                problems.take(run.find(recipe, request.seed, request.precision, request.tests))
+            }
             _ => Some(Earlier::Nothing),
         };
         let checkpoint = match (earlier, &found) {
@@ -203,7 +205,7 @@ impl Plan {
             return Ok(run);
         }
         let run = RunDir::open(&self.path)?;
-        match run.find(&self.resolved.recipe, request.seed, request.precision)? {
+        match run.find(&self.resolved.recipe, request.seed, request.precision, request.tests)? {
             Earlier::Nothing => Ok(run),
             // This plan would take its place.
             Earlier::Unfinished(_) | Earlier::Finished(_) => Err(Error::RunDir {

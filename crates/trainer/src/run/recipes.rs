@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use run_record::{FieldValue, Recipe, RecipeErrors, sha256};
+use run_record::{Difference, FieldValue, Recipe, RecipeErrors, literal, remove_key, set_key, sha256};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -97,43 +97,17 @@ pub fn digest(recipe: &Recipe) -> Result<String, Error> {
 
 /// The recipe as TOML.
 pub fn to_toml(recipe: &Recipe) -> Result<String, Error> {
-    toml::to_string(recipe)
-        .map_err(|error| Error::Usage(format!("the recipe cannot be written as TOML: {error}")))
+    recipe.to_toml().map_err(Error::Usage)
 }
 
 /// Every key whose value differs, as `key: old -> new`.
 pub fn differences(old: &Recipe, new: &Recipe) -> Result<Vec<String>, Error> {
-    let flat = |recipe: &Recipe| -> Result<Vec<(String, String)>, Error> {
-        let table: Table = toml::from_str(&to_toml(&recipe.without_commentary())?)
-            .map_err(|error| Error::Usage(error.message().to_owned()))?;
-        let mut rows = Vec::new();
-        flatten("", &Value::Table(table), &mut rows);
-        Ok(rows)
-    };
-    let (old, new) = (flat(old)?, flat(new)?);
-    let value = |rows: &[(String, String)], key: &str| {
-        rows.iter().find(|(name, _)| name == key).map_or("(none)".to_owned(), |(_, value)| value.clone())
-    };
-    let mut keys: Vec<&String> = old.iter().chain(&new).map(|(key, _)| key).collect();
-    keys.sort();
-    keys.dedup();
-    Ok(keys
+    let told = |value: Option<Value>| value.map_or("(none)".to_owned(), |value| value.to_string());
+    let found = old.differences(new).map_err(Error::Usage)?;
+    Ok(found
         .into_iter()
-        .filter(|key| value(&old, key) != value(&new, key))
-        .map(|key| format!("{key}: {} -> {}", value(&old, key), value(&new, key)))
+        .map(|Difference { key, old, new }| format!("{key}: {} -> {}", told(old), told(new)))
         .collect())
-}
-
-fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
-    match value {
-        Value::Table(table) => {
-            for (key, value) in table {
-                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&key, value, rows);
-            }
-        }
-        other => rows.push((prefix.to_owned(), other.to_string())),
-    }
 }
 
 fn presets(root: &Path) -> Result<Vec<String>, Error> {
@@ -157,10 +131,9 @@ fn parse(file: &Path) -> Result<Recipe, Error> {
 
 /// The recipe with another network and with values replaced.
 fn change(recipe: &Recipe, model: Option<&str>, sets: &[String]) -> Result<Recipe, Error> {
-    let internal = |error: toml::de::Error| Error::Training(format!("recipe: {}", error.message()));
-    let mut table: Table = toml::from_str(&to_toml(recipe)?).map_err(internal)?;
+    let mut table = recipe.to_table().map_err(Error::Usage)?;
     if let Some(model) = model {
-        set(&mut table, "model.name", Value::String(model.to_owned())).map_err(Error::Usage)?;
+        set_key(&mut table, "model.name", Value::String(model.to_owned())).map_err(Error::Usage)?;
     }
     let judge = |table: &Table| {
         Recipe::deserialize(Value::Table(table.clone()))
@@ -223,8 +196,8 @@ fn assign(table: &mut Table, sets: &[String]) -> Result<(), Error> {
             table.insert("schedule".to_owned(), Value::Table(Table::new()));
         }
         match value {
-            Some(value) => set(table, key, value),
-            None => remove(table, key),
+            Some(value) => set_key(table, key, value),
+            None => remove_key(table, key).map(drop).ok_or_else(|| format!("there is no {key} to take away")),
         }
         .map_err(|problem| Error::Usage(format!("--set {assignment}: {problem}")))?;
     }
@@ -245,44 +218,6 @@ pub fn model_fields(sets: &[String]) -> Result<BTreeMap<String, FieldValue>, Err
         Ok((name.to_owned(), value))
     };
     sets.iter().map(field).collect()
-}
-
-/// A TOML value, or the text itself where it is none: `--set optimizer.name=adamw` needs no quotes.
-fn literal(text: &str) -> Value {
-    let parsed: Result<Table, _> = toml::from_str(&format!("value = {text}"));
-    parsed.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| Value::String(text.to_owned()))
-}
-
-fn set(table: &mut Table, path: &str, value: Value) -> Result<(), String> {
-    // `model = "name"` is short for a table with that name; a field needs the table.
-    if path.starts_with("model.")
-        && let Some(Value::String(name)) = table.get("model").cloned()
-    {
-        let named = Table::from_iter([("name".to_owned(), Value::String(name))]);
-        table.insert("model".to_owned(), Value::Table(named));
-    }
-    match path.split_once('.') {
-        None => {
-            table.insert(path.to_owned(), value);
-            Ok(())
-        }
-        Some((head, rest)) => match table.entry(head).or_insert_with(|| Value::Table(Table::new())) {
-            Value::Table(inner) => set(inner, rest, value),
-            _ => Err(format!("{head} is a single value, not a table")),
-        },
-    }
-}
-
-/// Takes a key away.
-fn remove(table: &mut Table, path: &str) -> Result<(), String> {
-    let gone = match path.split_once('.') {
-        None => table.remove(path).is_some(),
-        Some((head, rest)) => match table.get_mut(head) {
-            Some(Value::Table(inner)) => return remove(inner, rest),
-            _ => false,
-        },
-    };
-    if gone { Ok(()) } else { Err(format!("there is no {path} to take away")) }
 }
 
 #[cfg(test)]

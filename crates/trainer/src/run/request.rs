@@ -39,6 +39,8 @@ pub struct Request {
     pub fresh: bool,
     /// When to save, and what to leave.
     pub saving: Saving,
+    /// Whether the kept weights are measured on the test images.
+    pub tests: bool,
     /// Write TensorBoard's events, and in them the weights' distributions if that is `true`.
     pub tensorboard: Option<bool>,
     /// What to say while it goes on.

@@ -251,7 +251,7 @@ fn train_and_test(
         ));
     }
 
-    let test = Subset { set: &test_set, range: 0..test_set.len() };
+    let test = request.tests.then(|| Subset { set: &test_set, range: 0..test_set.len() });
     let outcome = Outcome {
         shown: inspect::Shown { recipe, class_names: &source.class_names, stats: &stats },
         architecture,
@@ -275,7 +275,7 @@ fn class_weights(recipe: &Recipe, source: &Source, progress: &Progress) -> Resul
     Ok(Some(Tensor::f_from_slice(&weights)?.f_to_kind(Kind::Float)?))
 }
 
-/// Measures the kept weights on the test images, and leaves what they answer.
+/// Measures the kept weights on the test images, if there are to be any, and leaves what they answer.
 fn tested(
     vs: &VarStore,
     outcome: &Outcome,
@@ -288,7 +288,7 @@ fn tested(
     let file = outcome.shown.recipe.train.select.weights_file();
     weights::load(vs, outcome.architecture, &run.file(file), Head::Same)?;
     let Tested { test, temperature, predictions_sha256 } = outcome.test(run, stop)?;
-    if !test.loss.is_finite() {
+    if let Some(test) = test.filter(|test| !test.loss.is_finite()) {
         return Err(Error::Training(format!("the test loss is {}", test.loss)));
     }
     let history = state.counters.history;
