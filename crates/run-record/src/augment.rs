@@ -19,6 +19,10 @@ pub struct AugmentRecipe {
     pub aug_repeats: Option<usize>,
     /// Probability of mirroring left to right.
     pub hflip: f64,
+    /// Whether each image is mirrored in every other epoch instead, half of the images in each: the alternating flip of
+    /// Jordan's airbench (arXiv:2404.00498).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hflip_alternates: bool,
     /// Probability of mirroring top to bottom.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vflip: Option<f64>,
@@ -233,6 +237,9 @@ impl AugmentRecipe {
         if let Some(vflip) = self.vflip {
             faults.probability("augment.vflip", vflip);
         }
+        let holds = !self.hflip_alternates || self.hflip == 0.5;
+        let remedy = "goes with augment.hflip = 0.5: each image is mirrored in half of the epochs";
+        faults.check("augment.hflip_alternates", self.hflip_alternates, holds, remedy);
         self.check_crops(image_size, faults);
         if let Some(degrees) = self.rotation_degrees {
             let holds = degrees > 0.0 && degrees <= 180.0;
@@ -432,6 +439,9 @@ mod tests {
         ] {
             assert_eq!(wrong(&read(text).unwrap()), [field], "{text}");
         }
+        let alternating = |hflip| AugmentRecipe { hflip, hflip_alternates: true, ..AugmentRecipe::default() };
+        assert_eq!(wrong(&alternating(0.25)), ["augment.hflip_alternates"]);
+        assert_eq!(alternating(0.5).validate(32), Ok(()));
         assert_eq!(wrong(&AugmentRecipe { hflip: 1.5, ..AugmentRecipe::default() }), ["augment.hflip"]);
     }
 }

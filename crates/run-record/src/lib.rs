@@ -56,7 +56,7 @@ pub use measures::{
     CALIBRATION_BINS, CalibrationBin, ClassMeasures, calibration, calibration_error, class_measures,
     confusion, temperature, wilson,
 };
-pub use optim::{Algorithm, Anneal, EmaRecipe, OptimizerRecipe, RollbackRecipe, Schedule};
+pub use optim::{Algorithm, Anneal, EmaRecipe, Lookahead, OptimizerRecipe, RollbackRecipe, Schedule};
 pub use policy::{Policy, TimmRandAugment};
 pub use predictions::{Prediction, predictions_from_csv};
 pub use recipe::{

@@ -21,6 +21,20 @@ pub struct OptimizerRecipe {
     /// The learning rate of a block is this times that of the block after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_decay: Option<f64>,
+    /// Slow weights that follow, and that the optimiser returns to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lookahead: Option<Lookahead>,
+}
+
+/// Lookahead (Zhang et al., arXiv:1907.08610) as timm has it: after every `k` updates slow weights move towards the
+/// network's, which then go on from there. The first `k` updates only say where the slow weights begin.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lookahead {
+    /// Updates between two moves.
+    pub k: u64,
+    /// Share of the way that a move goes.
+    pub alpha: f64,
 }
 
 /// An optimiser by name, with the constants it has. Those that [`OptimizerRecipe`] does not know come here, so that an
@@ -85,6 +99,10 @@ impl OptimizerRecipe {
         faults.non_negative("optimizer.weight_decay", self.weight_decay);
         if let Some(decay) = self.layer_decay {
             faults.factor("optimizer.layer_decay", decay);
+        }
+        if let Some(Lookahead { k, alpha }) = self.lookahead {
+            faults.within("optimizer.lookahead.k", k, 1..=1_000_000);
+            faults.factor("optimizer.lookahead.alpha", alpha);
         }
         match self.algorithm {
             Algorithm::AdamW { beta1, beta2, eps, .. } | Algorithm::Lamb { beta1, beta2, eps } => {

@@ -57,6 +57,8 @@ const NETWORKS: [(&str, &[&str]); 5] = [
             "optimizer.momentum=0.9",
             "optimizer.nesterov=true",
             "augment.hflip=0.5",
+            "augment.hflip_alternates=true",
+            "optimizer.lookahead={k=3,alpha=0.5}",
         ],
     ),
 ];

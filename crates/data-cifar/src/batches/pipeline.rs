@@ -134,7 +134,7 @@ impl Pipeline {
             let (height, width) = height_and_width(bytes)?;
             let draws = keys.each("resized crop", |rng| draw_crop(&resized, rng, height, width));
             let (boxes, filters): (Vec<_>, Vec<_>) = draws.into_iter().unzip();
-            let mirrored = keys.each("flip", |rng| chance(rng, hflip));
+            let mirrored = self.flips(keys, "flip", hflip);
             let size = (self.image_size, self.image_size);
             return mirrored_resized_crop(bytes, &boxes, &filters, &mirrored, size);
         }
@@ -243,13 +243,21 @@ impl Pipeline {
         layers(bytes, &keys.each("policy", ops))
     }
 
+    /// Which images are mirrored, each with a probability; left to right in every other epoch, if the recipe wants that.
+    fn flips(&self, keys: &Keys, purpose: &str, probability: f64) -> Vec<bool> {
+        match self.augment.hflip_alternates && purpose == "flip" {
+            true => keys.alternating("alternating flip"),
+            false => keys.each(purpose, |rng| chance(rng, probability)),
+        }
+    }
+
     /// Mirrored left to right with probability `hflip`, and top to bottom.
     fn mirrored(&self, images: &Tensor, keys: &Keys, hflip: f64) -> Result<Tensor, DataError> {
         let mut images = images.shallow_clone();
         let vflip = self.augment.vflip.unwrap_or_default();
         for (purpose, p, dimension) in [("flip", hflip, 3), ("vertical flip", vflip, 2)] {
             if p > 0.0 {
-                let mask = keys.each(purpose, |rng| chance(rng, p));
+                let mask = self.flips(keys, purpose, p);
                 images = flip(&images, &upload(&mask, images.device())?, dimension)?;
             }
         }
@@ -360,6 +368,18 @@ impl Keys<'_> {
             // Repetitions of an image in an epoch differ; no run has 2³² epochs.
             let epoch = epoch + (((position % repeats.max(1)) as u64) << 32);
             draw(&mut keyed_rng(seed, purpose, epoch, index.cast_unsigned()))
+        });
+        images.collect()
+    }
+
+    /// For each image the opposite of an epoch ago, and of its repetition before in the same epoch; half of the images begin
+    /// with `true`.
+    fn alternating(&self, purpose: &str) -> Vec<bool> {
+        let Draw { seed, epoch, repeats } = self.draw;
+        let images = self.batch.positions.iter().zip(&self.batch.indices).map(|(position, index)| {
+            let begins = chance(&mut keyed_rng(seed, purpose, 0, index.cast_unsigned()), 0.5);
+            let turns = epoch + (position % repeats.max(1)) as u64;
+            begins == turns.is_multiple_of(2)
         });
         images.collect()
     }

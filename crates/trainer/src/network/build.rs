@@ -45,7 +45,8 @@ pub fn network_bytes(recipe: &Recipe, architecture: &Architecture) -> u64 {
         // Muon keeps less of matrices.
         Algorithm::AdamW { .. } | Algorithm::Lamb { .. } | Algorithm::Muon { .. } => 2,
     };
-    4 * architecture.facts.params * (2 + kept + u64::from(recipe.ema.is_some()))
+    let copies = [recipe.ema.is_some(), recipe.optimizer.lookahead.is_some()];
+    4 * architecture.facts.params * (2 + kept + copies.map(u64::from).iter().sum::<u64>())
 }
 
 /// Refuses batches, or parts of them, of a single image where batch norm would see a single value of a channel: its

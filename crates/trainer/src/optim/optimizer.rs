@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use core_layers::weights::{Problem, WeightsError, WeightsFile};
-use run_record::{Algorithm, OptimizerRecipe};
+use run_record::{Algorithm, Lookahead, OptimizerRecipe};
 use tch::nn::VarStore;
 use tch::{Kind, TchError, Tensor, no_grad};
 use torch_ext::{
@@ -27,6 +27,7 @@ const STEP: &str = "step";
 /// - Lion is timm's `Lion`.
 /// - Muon is timm's `Muon` with its defaults (see [`muon`]), in f32 where timm computes in bf16. Other tensors than those
 ///   it is made for move by AdamW, with Nesterov's step too, where timm takes NAdamW.
+/// - With Lookahead, the slow weights are timm's `Lookahead`'s, which begin where the first k updates have led.
 ///
 /// A tensor without a gradient is left alone. AdamW and LAMB correct all means by the number of updates of the whole
 /// optimiser, or since the one that [`Optimizer::delay`] names, where PyTorch counts for each tensor and timm's LAMB for
@@ -35,6 +36,7 @@ const STEP: &str = "step";
 pub struct Optimizer {
     /// Updates so far.
     steps: u64,
+    lookahead: Option<Lookahead>,
     groups: Vec<Group>,
 }
 
@@ -57,6 +59,8 @@ struct Slot {
     tensor: Tensor,
     /// As [`state_names`] has them, shaped and laid out as the tensor.
     states: Vec<Tensor>,
+    /// The slow weights of Lookahead, if there is one.
+    slow: Option<Tensor>,
 }
 
 /// Handles to the tensors of a group that have a gradient.
@@ -128,6 +132,7 @@ impl Optimizer {
             let algorithm = algorithm_of(recipe.algorithm, &name, &tensor, config.embeddings());
             let states = state_names(algorithm).iter().map(|_| tensor.f_zeros_like());
             let states = states.collect::<Result<_, _>>()?;
+            let slow = recipe.lookahead.map(|_| copy(&tensor)).transpose()?;
             let weight_decay = if decays { recipe.weight_decay } else { 0.0 };
             let group = groups.entry((depth, decays, algorithm == recipe.algorithm));
             let group = group.or_insert_with(|| Group {
@@ -137,9 +142,9 @@ impl Optimizer {
                 earlier: 0,
                 slots: Vec::new(),
             });
-            group.slots.push(Slot { name, tensor, states });
+            group.slots.push(Slot { name, tensor, states, slow });
         }
-        Ok(Self { steps: 0, groups: groups.into_values().collect() })
+        Ok(Self { steps: 0, lookahead: recipe.lookahead, groups: groups.into_values().collect() })
     }
 
     /// Updates so far.
@@ -190,20 +195,30 @@ impl Optimizer {
             }
         }
         self.steps += 1;
+        if let Some(Lookahead { k, alpha }) = self.lookahead
+            && self.steps.is_multiple_of(k)
+        {
+            let share = if self.steps == k { 1.0 } else { alpha };
+            no_grad(|| self.groups.iter().try_for_each(|group| group.look_ahead(share)))?;
+        }
         Ok(())
     }
 
     /// Everything a step depends on besides tensors, gradients and rate, by name: `exp_avg.NAME` and
     /// `exp_avg_sq.NAME` (AdamW, LAMB; the first for Lion too), `momentum.NAME` (SGD with momentum, Muon), as handles to
-    /// the tensors themselves, and `step` (all but SGD and Lion), the number of updates as f32 without dimensions.
+    /// the tensors themselves, `slow.NAME` with Lookahead, and `step` (all but SGD and Lion, or with Lookahead), the number
+    /// of updates as f32 without dimensions.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::new();
-        let mut counts = false;
+        let mut counts = self.lookahead.is_some();
         for Group { algorithm, slots, .. } in &self.groups {
             counts |= !matches!(algorithm, Algorithm::Sgd { .. } | Algorithm::Lion { .. });
             for slot in slots {
                 for (kind, tensor) in state_names(*algorithm).iter().zip(&slot.states) {
                     state.insert(format!("{kind}.{}", slot.name), tensor.shallow_clone());
+                }
+                if let Some(slow) = &slot.slow {
+                    state.insert(format!("slow.{}", slot.name), slow.shallow_clone());
                 }
             }
         }
@@ -237,6 +252,14 @@ impl Optimizer {
     }
 }
 
+/// A tensor of the same values and layout that is not trained.
+fn copy(tensor: &Tensor) -> Result<Tensor, TchError> {
+    let tensor = tensor.f_detach()?;
+    let mut copy = tensor.f_empty_like()?;
+    copy.f_copy_(&tensor)?;
+    Ok(copy)
+}
+
 impl Group {
     fn with_gradients(&self) -> Result<Lists, TchError> {
         let mut lists = Lists::default();
@@ -251,6 +274,22 @@ impl Group {
             lists.second.extend(states.get(1).map(Tensor::shallow_clone));
         }
         Ok(lists)
+    }
+
+    /// Moves slow weights by a share of the way to the tensors that have a gradient, which then begin again from there.
+    fn look_ahead(&self, share: f64) -> Result<(), Error> {
+        let (mut slow, mut fast) = (Vec::new(), Vec::new());
+        for slot in &self.slots {
+            if let Some(weights) = slot.slow.as_ref().filter(|_| slot.tensor.grad().defined()) {
+                slow.push(weights.shallow_clone());
+                fast.push(slot.tensor.shallow_clone());
+            }
+        }
+        if fast.is_empty() {
+            return Ok(());
+        }
+        foreach_lerp_(&mut slow, &fast, share)?;
+        Ok(fast.iter_mut().zip(&slow).try_for_each(|(fast, slow)| fast.f_copy_(slow))?)
     }
 }
 

@@ -105,6 +105,45 @@ fn what_an_image_goes_through_does_not_depend_on_the_batch_or_the_order() {
 }
 
 #[test]
+fn alternating_flips_show_each_image_mirrored_in_every_other_epoch() {
+    let images = set(40, 8);
+    let order: Vec<i64> = (0..40).collect();
+    let crop = RandomResizedCrop {
+        scale: [1.0, 1.0],
+        ratio: [1.0, 1.0],
+        interpolation: TrainInterpolation::Bilinear,
+    };
+    // RandomResizedCrop mirrors by itself.
+    for resized_crop in [None, Some(crop)] {
+        let plain = pipeline(8, AugmentRecipe { resized_crop, ..AugmentRecipe::default() });
+        let alternating = pipeline(
+            8,
+            AugmentRecipe { hflip: 0.5, hflip_alternates: true, resized_crop, ..AugmentRecipe::default() },
+        );
+        let upright = epoch(&plain, &images, &order, 40, draw(3, 1));
+        let mirrored = upright.flip([3]);
+        let flips = |seed, number, batch_size| -> Vec<bool> {
+            let shown = epoch(&alternating, &images, &order, batch_size, draw(seed, number));
+            let is_flipped = |image| {
+                let [shown, upright, mirrored] = [&shown, &upright, &mirrored].map(|all| all.get(image));
+                assert!(shown == upright || shown == mirrored, "image {image}");
+                shown == mirrored
+            };
+            (0..40).map(is_flipped).collect()
+        };
+        let first = flips(3, 1, 40);
+        let count = first.iter().filter(|flipped| **flipped).count();
+        // 20 with a standard deviation of 3.2.
+        assert!((10..=30).contains(&count), "{count}");
+        let opposite: Vec<bool> = first.iter().map(|flipped| !flipped).collect();
+        for number in 2..6 {
+            assert_eq!(flips(3, number, 7), if number % 2 == 0 { opposite.clone() } else { first.clone() });
+        }
+        assert_ne!(flips(4, 1, 40), first);
+    }
+}
+
+#[test]
 fn batches_are_the_same_whether_augmented_one_by_one_or_several_at_once() {
     let everything = pipeline(32, everything());
     let per_batch = pipeline(32, enlarged(34, CropOffset::Batch));

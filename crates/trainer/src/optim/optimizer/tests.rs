@@ -9,7 +9,14 @@ use serde_json::Value;
 use tch::Device;
 
 fn with(algorithm: Algorithm) -> OptimizerRecipe {
-    OptimizerRecipe { algorithm, lr: 1e-3, weight_decay: 0.05, decay_weights_only: false, layer_decay: None }
+    OptimizerRecipe {
+        algorithm,
+        lr: 1e-3,
+        weight_decay: 0.05,
+        decay_weights_only: false,
+        layer_decay: None,
+        lookahead: None,
+    }
 }
 
 fn adamw() -> OptimizerRecipe {
@@ -299,6 +306,47 @@ fn ten_updates_are_five_and_five_more_with_the_state() {
 }
 
 #[test]
+fn slow_weights_are_those_of_timm_also_across_a_checkpoint() {
+    let golden: Value = serde_json::from_str(include_str!("../../../tests/golden/lookahead.json")).unwrap();
+    let start = tensors(&golden, &golden["start"]);
+    let rates = floats(&golden["rates"]);
+    let gradients: Vec<_> =
+        golden["gradients"].as_array().unwrap().iter().map(|step| tensors(&golden, step)).collect();
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!((cases.len(), rates.len(), gradients.len()), (4, 11, 11));
+    for case in cases {
+        let base = if case["name"] == "adamw" { adamw() } else { sgd(0.9, true) };
+        let lookahead =
+            Some(Lookahead { k: case["k"].as_u64().unwrap(), alpha: case["alpha"].as_f64().unwrap() });
+        let recipe = OptimizerRecipe { lookahead, ..base.clone() };
+        // Saved at every step in turn: before the first move, at one, between two and after them.
+        for saved_after in 0..rates.len() {
+            let mut setup = Setup::new(&start, &recipe);
+            for (step, (want, (&lr, gradients))) in
+                case["after"].as_array().unwrap().iter().zip(rates.iter().zip(&gradients)).enumerate()
+            {
+                if step == saved_after {
+                    let (weights, saved) = (setup.tensors.iter(), stored(&setup.optimizer));
+                    let weights =
+                        weights.map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect();
+                    setup = Setup::new(&weights, &recipe);
+                    load(&mut setup.optimizer, &saved).unwrap();
+                }
+                setup.update(gradients, lr, None);
+                for (got, want) in setup.values().iter().zip(&floats(want)) {
+                    assert!((got - want).abs() < 1e-6, "{case}, step {step}: {got} {want}");
+                }
+            }
+        }
+        // The slow weights are what makes the difference.
+        let mut plain = Setup::new(&start, &base);
+        rates.iter().zip(&gradients).for_each(|(&lr, gradients)| plain.update(gradients, lr, None));
+        let want = floats(&case["after"][rates.len() - 1]);
+        assert!(plain.values().iter().zip(&want).any(|(plain, want)| (plain - want).abs() > 1e-3));
+    }
+}
+
+#[test]
 fn states_have_names() {
     let start = BTreeMap::from([("a.weight".to_owned(), Tensor::from_slice(&[1f32, 2.0]))]);
     let names = |recipe| Setup::new(&start, &recipe).optimizer.state().into_keys().collect::<Vec<_>>();
@@ -307,6 +355,8 @@ fn states_have_names() {
     assert_eq!(names(lion()), ["exp_avg.a.weight"]);
     assert_eq!(names(sgd(0.9, true)), ["momentum.a.weight"]);
     assert_eq!(names(sgd(0.0, false)), [""; 0]);
+    let lookahead = Some(Lookahead { k: 5, alpha: 0.5 });
+    assert_eq!(names(OptimizerRecipe { lookahead, ..sgd(0.0, false) }), ["slow.a.weight", "step"]);
 
     let mut setup = Setup::new(&start, &adamw());
     let handle = setup.optimizer.state().remove("exp_avg.a.weight").unwrap();
