@@ -4,6 +4,7 @@
 //! while slows all of them down.
 
 mod peers;
+mod scaling;
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,16 +27,16 @@ pub(crate) struct Bench {
     /// Networks: cct, convmixer, gcvit, patchconvnet, vit
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = NETWORKS.map(|network| network.name.to_owned()))]
     models: Vec<String>,
-    /// Training steps or logits
+    /// Training steps, logits, or training steps of 1, 2 and 4 processes beside a model of them
     #[arg(long, value_enum, default_value = "train")]
     work: Work,
     /// Arithmetic
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["f32", "bf16"])]
     precision: Vec<Precision>,
-    /// Images of a step [default: the recipe's batch; 8 for gcvit at 224 pixels]
+    /// Images of a step, in each process [default: the recipe's batch, for scaling 64; 8 for gcvit at 224 pixels]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Threads [default: PyTorch's and libtorch's own choice]
+    /// Threads, in each process [default: PyTorch's and libtorch's own choice, for scaling 1]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// cpu, cuda or cuda:N
@@ -53,7 +54,7 @@ pub(crate) struct Bench {
     /// Print where the time goes, operation by operation
     #[arg(long)]
     profile: bool,
-    /// Where bench.csv and bench.json go [default: results/bench in the workspace]
+    /// Where bench.csv and bench.json, or scaling.csv and scaling-model.csv, go [default: results/bench in the workspace]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -62,11 +63,15 @@ pub(crate) struct Bench {
 enum Work {
     Train,
     Infer,
+    Scaling,
 }
 
 impl Work {
     fn name(self) -> &'static str {
-        if self == Self::Train { "train" } else { "infer" }
+        match self {
+            Self::Train | Self::Scaling => "train",
+            Self::Infer => "infer",
+        }
     }
 }
 
@@ -183,7 +188,7 @@ const KEPT: usize = 3;
 
 /// Measures and writes the tables.
 pub(crate) fn bench(place: &Place, args: &Bench) -> Result<u8> {
-    let networks: Vec<&Network> = args.models.iter().map(|name| find(name)).collect::<Result<_>>()?;
+    let networks: Vec<&'static Network> = args.models.iter().map(|name| find(name)).collect::<Result<_>>()?;
     if args.against == Some(Against::Onnxruntime) && args.work == Work::Train {
         return Err(Usage("ONNX Runtime does not train: add --work infer".to_owned()).into());
     }
@@ -191,6 +196,9 @@ pub(crate) fn bench(place: &Place, args: &Bench) -> Result<u8> {
     let code = build_trainer(place)?;
     if code != 0 {
         return Ok(code);
+    }
+    if args.work == Work::Scaling {
+        return scaling::scaling(place, args, &networks).map(|()| 0);
     }
     let python = args.against.map(|_| peers::environment(place)).transpose()?;
     let (mut rows, mut printed) = (Vec::new(), Vec::new());
