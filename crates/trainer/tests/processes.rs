@@ -281,8 +281,8 @@ fn check_loss(rank: usize, code: Option<i32>, text: &str) {
 #[ignore = "twenty kills take some minutes: cargo test --release -p trainer --test processes -- --ignored --nocapture"]
 fn twenty_kills_of_any_process_at_any_moment_lose_nothing() {
     const KILLS: usize = 20;
-    // Who is killed before they meet is missed when the time to meet is over: 20 seconds.
-    const TIMEOUT: Duration = Duration::from_secs(40);
+    // Who is killed while they meet is missed by one wait after the other, of up to 20 seconds each.
+    const TIMEOUT: Duration = Duration::from_secs(90);
     let directory = tempfile::tempdir().expect("a temporary directory");
     let whole = directory.path().join("whole");
     let started = Instant::now();
@@ -318,9 +318,9 @@ fn twenty_kills_of_any_process_at_any_moment_lose_nothing() {
         kills += 1;
         assert!(killed.elapsed() < TIMEOUT, "{:?}", killed.elapsed());
         let (code, text) = &ends[1 - victim];
-        // After the last epoch nobody needs another: the one that writes tests by itself.
-        let is_trained = *code == Some(0) && history(&run).len() == 2;
-        match is_trained {
+        // After the last step and its validation nobody needs another: the one that writes goes on by itself.
+        let is_trained = run.join("checkpoints/epoch-0002-step-000011").is_dir();
+        match *code == Some(0) && is_trained {
             true => {
                 assert!(text.is_empty() && (victim == 0 || record(&run)["result"]["status"] == "complete"))
             }
