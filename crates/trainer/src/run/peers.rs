@@ -1,6 +1,8 @@
 //! The processes that train one network together: what they share, and what all of them know.
 
 use std::cell::Cell;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use data_cifar::Share;
@@ -10,6 +12,7 @@ use tch::{Device, Tensor};
 use torch_ext::{ProcessGroup, Reducer, TorchExtError};
 
 use crate::Error;
+use crate::process::lines::note;
 use crate::process::meeting::Placement;
 use crate::process::signals::{STOPPING, Stop, Stopped};
 
@@ -22,6 +25,9 @@ pub struct Peers {
     /// `None` where there is but one.
     group: Option<ProcessGroup>,
 }
+
+/// What c10d is given beyond the time to meet in, to say what it waits for.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What all processes know after a step.
 #[derive(Debug)]
@@ -41,13 +47,23 @@ impl Peers {
     /// They do not come, or cannot be reached.
     pub fn meet(placement: &Placement, device: Device, timeout: Duration) -> Result<Self, Error> {
         let meeting = &placement.meeting;
-        let group = ProcessGroup::open(meeting, device, timeout).map_err(|error| Error::Meeting {
-            rank: meeting.rank,
-            processes: meeting.size,
-            place: format!("{}:{}", meeting.host, meeting.port),
-            problem: one_line(&error),
-        })?;
-        Ok(Self { group: Some(group) })
+        let place = format!("{}:{}", meeting.host, meeting.port);
+        let (rank, processes) = (meeting.rank, meeting.size);
+        let failed = move |problem| Error::Meeting { rank, processes, place, problem };
+        // c10d waits for one thing after the other, for each so long, and cannot be told to stop.
+        let (met, meets) = mpsc::channel::<()>();
+        let late = failed.clone();
+        thread::spawn(move || {
+            if meets.recv_timeout(timeout + GRACE) == Err(RecvTimeoutError::Timeout) {
+                let error = late(format!("they did not all meet within {} s", timeout.as_secs()));
+                note(&format!("error: {error}"));
+                // Nothing is written before they meet, and whoever waits inside c10d could not be asked to end.
+                signal_hook::low_level::exit(error.exit_code().into());
+            }
+        });
+        let group = ProcessGroup::open(meeting, device, timeout);
+        drop(met);
+        Ok(Self { group: Some(group.map_err(|error| failed(one_line(&error)))?) })
     }
 
     /// How many there are.
