@@ -26,9 +26,6 @@ pub struct Peers {
     group: Option<ProcessGroup>,
 }
 
-/// What c10d is given beyond the time to meet in, to say what it waits for.
-const GRACE: Duration = Duration::from_secs(2);
-
 /// What all processes know after a step.
 #[derive(Debug)]
 pub struct Known {
@@ -54,7 +51,7 @@ impl Peers {
         let (met, meets) = mpsc::channel::<()>();
         let late = failed.clone();
         thread::spawn(move || {
-            if meets.recv_timeout(timeout + GRACE) == Err(RecvTimeoutError::Timeout) {
+            if meets.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
                 let error = late(format!("they did not all meet within {} s", timeout.as_secs()));
                 note(&format!("error: {error}"));
                 // Nothing is written before they meet, and whoever waits inside c10d could not be asked to end.
