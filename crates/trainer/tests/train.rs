@@ -166,7 +166,10 @@ fn wrong_requests_are_answered_on_one_line_with_exit_code_2() {
             "model.patch_size",
         ),
         (&["--model", "convmixr_reference", "--preset", "quick"], "nearest: convmixer_reference"),
-        (&["--model", "convmixer_reference", "--preset", "slow"], "there are folder, quick, reference"),
+        (
+            &["--model", "convmixer_reference", "--preset", "slow"],
+            "there are finetune, folder, quick, reference",
+        ),
         (
             &["--model", "convmixer_reference", "--preset", "quick", "--set", "train.epoch=1"],
             "unknown field `epoch`",

@@ -38,7 +38,8 @@ pub(crate) fn forecast(recipes: &[Named], seeds: usize, on_cuda: bool) -> String
     format!("{} {plural}{times} on {}{time}", recipes.len(), datasets.join(" and "))
 }
 
-/// The recipes of a preset, sorted by file name.
+/// The recipes of a preset, sorted by file name. One that is named after another of them (`gcvit_flowers` beside `gcvit`) is
+/// none of the preset's, but for `train --recipe`.
 pub(crate) fn recipes_of(root: &Path, preset: &str) -> Result<Vec<Named>> {
     let all = root.join("recipes");
     let dir = all.join(preset);
@@ -51,7 +52,12 @@ pub(crate) fn recipes_of(root: &Path, preset: &str) -> Result<Vec<Named>> {
     if files.is_empty() {
         return Err(anyhow!("{} holds no recipe", dir.display()));
     }
-    files.iter().map(|file| read_recipe(&dir.join(file))).collect()
+    let is_after = |file: &str, other: &String| {
+        let stem = other.trim_end_matches(".toml");
+        file.strip_prefix(stem).is_some_and(|rest| rest.starts_with('_'))
+    };
+    let own = files.iter().filter(|file| !files.iter().any(|other| is_after(file, other)));
+    own.map(|file| read_recipe(&dir.join(file))).collect()
 }
 
 /// The recipe in a file.
@@ -132,6 +138,15 @@ cpu_minutes = 1.5
                 .unwrap();
         }
         root
+    }
+
+    #[test]
+    fn a_recipe_named_after_another_is_none_of_the_preset() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        assert!(root.join("recipes/finetune/gcvit_flowers.toml").is_file());
+        let stems: Vec<String> =
+            recipes_of(&root, "finetune").unwrap().into_iter().map(|named| named.stem).collect();
+        assert_eq!(stems, ["cct", "convmixer", "gcvit", "patchconvnet", "vit"]);
     }
 
     #[test]
