@@ -127,9 +127,8 @@ pub fn export(source: &Source, request: &Request<'_>) -> Result<(), Error> {
                     source.path.display()
                 )));
             }
-            let (tensors, metadata) = (tensors(source, request.precision)?, metadata()?);
-            let save = |path: &Path| weights::save_with(path, &tensors, &metadata);
-            hub::write(request.out, save, &onnx(true)?, &card::text(source, None)?)
+            let tensors = tensors(source, request.precision)?;
+            hub::write(request.out, &tensors, &metadata()?, &onnx(true)?, &card::text(source, None)?)
         }
         Format::Safetensors => {
             weights::save_with(request.out, &tensors(source, request.precision)?, &metadata()?)

@@ -219,8 +219,7 @@ fn train_and_test(
         keeper.board = Some(board(run, state.counters.updates, histograms, sheet)?);
     }
     let validation = Subset { set: &train_set, range: source.parts.validation.clone() };
-    let class_weights =
-        class_weights(recipe, source, &progress)?.map(|weights| weights.f_to_device(*device)).transpose()?;
+    let class_weights = class_weights(recipe, source, *device, &progress)?;
     let job = Job {
         recipe,
         seed: *seed,
@@ -266,13 +265,18 @@ fn train_and_test(
 }
 
 /// How often the images of each class count, f32 `[K]`, if the recipe wants that not all count alike.
-fn class_weights(recipe: &Recipe, source: &Source, progress: &Progress) -> Result<Option<Tensor>, Error> {
+fn class_weights(
+    recipe: &Recipe,
+    source: &Source,
+    device: Device,
+    progress: &Progress,
+) -> Result<Option<Tensor>, Error> {
     let Some(wanted) = recipe.train.class_weights else { return Ok(None) };
     let counts = source.parts.counts(&source.class_names);
     let weights = wanted.of(&counts.iter().map(|class| class.train).collect::<Vec<_>>());
     let words = counts.iter().zip(&weights).map(|(class, weight)| format!("{} {weight:.3}", class.name));
     progress.log(&format!("an image counts by its class: {}", words.collect::<Vec<_>>().join(", ")));
-    Ok(Some(Tensor::f_from_slice(&weights)?.f_to_kind(Kind::Float)?))
+    Ok(Some(Tensor::f_from_slice(&weights)?.f_to_kind(Kind::Float)?.f_to_device(device)?))
 }
 
 /// Measures the kept weights on the test images, if there are to be any, and leaves what they answer.
