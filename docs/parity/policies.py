@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from safetensors.numpy import save_file
 from timm.data import auto_augment as timm_policies
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandAugment
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandAugment, TrivialAugmentWide
 
 CODES = ["None", "AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness",
          "Contrast", "Color", "Sharpness", "Affine"]
@@ -49,6 +49,9 @@ def calls(do, height, width):
     def rotate(image, angle, resample=0, *rest, fillcolor=None, **more):
         if angle == 0:  # PIL copies
             return transform(image, image.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, 0), resample, 1, fillcolor)
+        if angle % 180 == 90 and width == height:  # PIL transposes, which moves the same pixels to the same places
+            quarter = (0, -1, width, 1, 0, 0) if angle % 360 == 90 else (0, 1, 0, -1, 0, height)
+            return transform(image, image.size, Image.Transform.AFFINE, quarter, resample, 1, fillcolor)
         return plain_rotate(image, angle, resample, *rest, fillcolor=fillcolor, **more)
 
     def point(image, table):
@@ -116,6 +119,19 @@ def torchvision(magnitude, height, width):
                 yield 0, 0, 0.5 / len(names), calls(policy, height, width)
 
 
+def trivial(height, width):
+    policy = TrivialAugmentWide()
+    bins = policy.num_magnitude_bins
+    space = policy._augmentation_space(bins)
+    for index, (magnitudes, _) in enumerate(space.values()):
+        for magnitude in range(bins):
+            for sign in (0, 1):
+                # Whether a magnitude and a sign are drawn depends on the operation.
+                drawn = [index, *[magnitude] * (magnitudes.ndim > 0), *[sign] * 2]
+                with mock.patch.object(torch, "randint", side_effect=[torch.tensor([n]) for n in drawn]):
+                    yield 0, 0, 0.5 / bins / len(space), calls(policy, height, width)
+
+
 def cifar10(height, width):
     grey = (128, 128, 128)
     levels = {
@@ -163,6 +179,7 @@ for magnitude in [0, 3, 9, 12, 15, 30]:
     for height, width in [(24, 40), (331, 662)]:
         tables[f"torchvision-n2-m{magnitude}@{height}x{width}"] = torchvision(magnitude, height, width)
 for height, width in [(32, 32), (24, 40)]:
+    tables[f"trivialaugment@{height}x{width}"] = trivial(height, width)
     tables[f"cifar10@{height}x{width}"] = cifar10(height, width)
 
 save_file({name: table(outcomes) for name, outcomes in tables.items()}, sys.argv[1])

@@ -14,6 +14,7 @@ use crate::data::Interpolation;
 /// | --- | --- | --- |
 /// | `rand-m9-mstd0.5-inc1` | [`TimmRandAugment`] | the data set's mean |
 /// | `torchvision-n2-m12` | torchvision's `RandAugment` | black |
+/// | `trivialaugment` | torchvision's `TrivialAugmentWide` | black |
 /// | `cifar10` | AutoAugment's sub-policies for CIFAR-10 | grey, 128 |
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -29,6 +30,9 @@ pub enum Policy {
         /// 0 to 30; 30 is the strongest.
         magnitude: u8,
     },
+    /// TrivialAugment (arXiv:2103.10158) as `torchvision.transforms.TrivialAugmentWide` does it to PIL images: one
+    /// operation of the 14 with one of 31 magnitudes, all equally likely, over wider ranges.
+    TrivialAugment,
     /// AutoAugment's policy for CIFAR-10 (arXiv:1805.09501): one of 25 pairs of operations, each with a
     /// probability and a strength, as SHI-Labs/Compact-Transformers does it (`examples/utils/autoaug.py`).
     ///
@@ -40,7 +44,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// Reads `rand-…`, `torchvision-…` or `cifar10`.
+    /// Reads `rand-…`, `torchvision-…`, `trivialaugment` or `cifar10`.
     ///
     /// After `rand` follow timm's settings in any order, each at most once, separated by dashes:
     /// `m` magnitude (0 to 100, 10 if not given), `n` operations per image (1 to 16, 2), `p` probability of
@@ -58,11 +62,11 @@ impl Policy {
         let policy = settings.and_then(|settings| match name {
             "rand" => Ok(Policy::RandAugment(TimmRandAugment::from_settings(&settings)?)),
             "torchvision" => torchvision(&settings),
-            "cifar10" => match settings.first() {
-                None => Ok(Policy::AutoAugmentCifar10),
-                Some((key, _)) => Err(format!("{key:?} given, and cifar10 has no settings")),
-            },
-            _ => Err(format!("{name:?} is not known; there are rand, torchvision and cifar10")),
+            "trivialaugment" => without(&settings, Policy::TrivialAugment),
+            "cifar10" => without(&settings, Policy::AutoAugmentCifar10),
+            _ => {
+                Err(format!("{name:?} is not known; there are rand, torchvision, trivialaugment and cifar10"))
+            }
         });
         policy.map_err(|why| format!("augmentation policy {text:?}: {why}"))
     }
@@ -72,6 +76,7 @@ impl Policy {
         match self {
             Policy::RandAugment(rand) => rand.num_layers,
             Policy::TorchvisionRandAugment { num_ops, .. } => *num_ops,
+            Policy::TrivialAugment => 1,
             Policy::AutoAugmentCifar10 => 2,
         }
     }
@@ -86,6 +91,7 @@ impl fmt::Display for Policy {
             Policy::TorchvisionRandAugment { num_ops, magnitude } => {
                 write!(f, "torchvision-n{num_ops}-m{magnitude}")
             }
+            Policy::TrivialAugment => f.write_str("trivialaugment"),
             Policy::AutoAugmentCifar10 => f.write_str("cifar10"),
         }
     }
@@ -205,6 +211,14 @@ fn torchvision(settings: &[Setting]) -> Result<Policy, String> {
     Ok(Policy::TorchvisionRandAugment { num_ops, magnitude })
 }
 
+/// A policy that has no settings.
+fn without(settings: &[Setting], policy: Policy) -> Result<Policy, String> {
+    match settings.first() {
+        None => Ok(policy),
+        Some((key, _)) => Err(format!("{key:?} given, and {policy} has no settings")),
+    }
+}
+
 /// A setting's key and its value, which starts at the first digit.
 type Setting<'a> = (&'a str, &'a str);
 
@@ -243,6 +257,7 @@ mod tests {
             "rand-m7-n3-p0.25-mstd101-mmax30-inc1",
             "rand-m5.5",
             "torchvision-n2-m12",
+            "trivialaugment",
             "cifar10",
         ] {
             assert_eq!(Policy::parse(text).unwrap().to_string(), text);
@@ -277,6 +292,7 @@ mod tests {
             ("torchvision-m31", "m is \"31\" and must be a number from 0 to 30"),
             ("torchvision-p1", "\"p\" is not known"),
             ("cifar10-m9", "cifar10 has no settings"),
+            ("trivialaugment-n2", "trivialaugment has no settings"),
         ] {
             match Policy::parse(text) {
                 Err(message) => {

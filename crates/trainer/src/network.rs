@@ -3,6 +3,7 @@
 pub mod build;
 pub mod forward;
 pub mod hub;
+pub mod located;
 pub mod registry;
 pub mod summary;
 pub mod weights;

@@ -233,40 +233,77 @@ fn a_reader_that_has_enough_ends_it_without_an_error() {
     assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
 }
 
+/// A finished run in a workspace's directory: the one of [`run`], with changes to the row of its record.
+fn place(workspace: &Path, to: &str, changes: &[(&str, serde_json::Value)]) {
+    let to = workspace.join(to);
+    fs::create_dir_all(&to).expect("it can be made");
+    let mut record = runs::record(run());
+    for (column, value) in changes {
+        record["result"][column] = value.clone();
+    }
+    fs::write(to.join("record.json"), record.to_string()).expect("it can be written");
+    let weights = ["best.safetensors", "last.safetensors"].map(|name| run().join(name));
+    let weights = weights.iter().find(|path| path.exists()).expect("there are weights");
+    fs::copy(weights, to.join(weights.file_name().expect("a name"))).expect("it can be copied");
+}
+
+/// `predict` in a directory that has what a workspace is known by.
+fn predict_in(workspace: &Path, weights: Option<&str>) -> Output {
+    for directory in ["recipes", "datasets/digits"] {
+        fs::create_dir_all(workspace.join(directory)).expect("it can be made");
+    }
+    let mut predict = trainer();
+    predict.current_dir(workspace).args(["predict", "--device", "cpu"]).arg(golden("jpeg_rgb.jpg"));
+    predict.args(weights.iter().flat_map(|weights| ["--weights", weights]));
+    predict.output().expect("the trainer starts")
+}
+
 #[test]
 fn the_newest_finished_run_is_asked_if_no_weights_are_named() {
     let workspace = tempfile::tempdir().expect("a temporary directory");
-    let at = |name: &str| workspace.path().join(name);
-    for directory in ["recipes", "datasets/digits", "results/runs/old", "results/runs/broken"] {
-        fs::create_dir_all(at(directory)).expect("it can be made");
-    }
-    let predict = || {
-        let mut predict = trainer();
-        predict
-            .current_dir(workspace.path())
-            .args(["predict", "--device", "cpu"])
-            .arg(golden("jpeg_rgb.jpg"));
-        predict.output().expect("the trainer starts")
-    };
-    let refused = error_line(&predict(), 2);
+    let workspace = workspace.path();
+    let refused = error_line(&predict_in(workspace, None), 2);
     assert!(refused.contains("there is no finished run in") && refused.contains("--weights"), "{refused}");
-    for (run_name, started) in [("old", "2020-01-01T00:00:00Z"), ("broken", "2030-01-01T00:00:00Z")] {
-        let mut record = runs::record(run());
-        record["result"]["started_at"] = started.into();
-        if run_name == "broken" {
-            record["result"]["status"] = "stopped".into();
-        }
-        let to = at("results/runs").join(run_name);
-        fs::write(to.join("record.json"), record.to_string()).expect("it can be written");
-        let weights = ["best.safetensors", "last.safetensors"].map(|name| run().join(name));
-        let weights = weights.iter().find(|path| path.exists()).expect("there are weights");
-        fs::copy(weights, to.join(weights.file_name().expect("a name"))).expect("it can be copied");
-    }
-    let output = predict();
+    place(workspace, "results/runs/older", &[("started_at", "2019-01-01T00:00:00Z".into())]);
+    place(workspace, "results/runs/old", &[("started_at", "2020-01-01T00:00:00Z".into())]);
+    let broken = [("started_at", "2030-01-01T00:00:00Z".into()), ("status", "stopped".into())];
+    place(workspace, "results/runs/broken", &broken);
+    // Whatever comes with the project, what one has trained oneself is asked.
+    place(workspace, "weights/runs/shipped", &[("started_at", "2040-01-01T00:00:00Z".into())]);
+    let output = predict_in(workspace, None);
     let said = stderr(&output);
     assert!(output.status.success() && said.lines().count() == 1, "{said}");
     assert!(said.starts_with("convmixer_reference, trained on digits (10 classes)"), "{said}");
     assert!(said.contains("results/runs/old/"), "{said}");
+}
+
+#[test]
+fn networks_that_come_with_the_project_are_asked_by_name_and_without_any_run_the_best_of_them() {
+    let workspace = tempfile::tempdir().expect("a temporary directory");
+    let workspace = workspace.path();
+    place(
+        workspace,
+        "weights/runs/a",
+        &[("val_top1", 0.7.into()), ("model", "vit_reference".into()), ("family", "vit".into())],
+    );
+    place(workspace, "weights/runs/b", &[("val_top1", 0.9.into())]);
+    place(
+        workspace,
+        "weights/runs/c",
+        &[("val_top1", 0.8.into()), ("model", "cct_reference".into()), ("family", "cct".into())],
+    );
+    let output = predict_in(workspace, None);
+    assert!(output.status.success() && stderr(&output).contains("weights/runs/b/"), "{}", stderr(&output));
+    let best = stdout(&output);
+    for name in ["convmixer_reference", "convmixer", "weights/runs/b"] {
+        let output = predict_in(workspace, Some(name));
+        assert!(output.status.success() && stdout(&output) == best, "{}", stderr(&output));
+    }
+    let refused = error_line(&predict_in(workspace, Some("convmixr")), 2);
+    let words = "--weights convmixr: there is no such file, and weights/ has cct_reference, convmixer_reference, vit_reference";
+    assert!(refused.contains(words), "{refused}");
+    let refused = error_line(&predict_in(workspace, Some("convmixer.safetensors")), 1);
+    assert!(refused.contains("convmixer.safetensors: No such file"), "{refused}");
 }
 
 #[test]

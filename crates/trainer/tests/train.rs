@@ -168,7 +168,7 @@ fn wrong_requests_are_answered_on_one_line_with_exit_code_2() {
         (&["--model", "convmixr_reference", "--preset", "quick"], "nearest: convmixer_reference"),
         (
             &["--model", "convmixer_reference", "--preset", "slow"],
-            "there are finetune, folder, quick, reference",
+            "there are best, finetune, folder, quick, reference",
         ),
         (
             &["--model", "convmixer_reference", "--preset", "quick", "--set", "train.epoch=1"],

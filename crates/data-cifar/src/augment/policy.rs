@@ -39,8 +39,9 @@ pub fn draw_ops(
     (0..policy.layers()).map(move |layer| match &policy {
         Policy::RandAugment(rand) => timm::draw_op(rand, rng, height, width, fill),
         Policy::TorchvisionRandAugment { magnitude, .. } => {
-            torchvision::draw_op(*magnitude, rng, height, width)
+            torchvision::rand_augment(*magnitude, rng, height, width)
         }
+        Policy::TrivialAugment => torchvision::trivial_augment(rng, height, width),
         Policy::AutoAugmentCifar10 => autoaugment::draw_op(pair, layer, rng, height, width),
     })
 }

@@ -20,7 +20,8 @@ use super::{DataArgs, listen, say_json};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Weights of a run: its directory, a file, or hf:ORG/NAME[@REVISION][/FILE] [default: the newest finished run].
+    /// Weights of a run: its directory, a file, a network in weights/, or hf:ORG/NAME[@REVISION][/FILE] [default: those of
+    /// the newest finished run, or without one the best in weights/].
     #[arg(long, value_name = "WEIGHTS")]
     weights: Option<PathBuf>,
     /// Split to evaluate [default: test, or all of an undivided folder other than the one trained on].

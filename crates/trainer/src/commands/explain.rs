@@ -24,7 +24,8 @@ pub struct Args {
     /// Pictures of any size, folders of pictures, patterns, or - for standard input; none draws only what needs none.
     #[arg(value_name = "PICTURE")]
     pictures: Vec<PathBuf>,
-    /// Weights of a run: its directory, a file, or hf:ORG/NAME[@REVISION][/FILE] [default: those of the newest finished run].
+    /// Weights of a run: its directory, a file, a network in weights/, or hf:ORG/NAME[@REVISION][/FILE] [default: those of
+    /// the newest finished run, or without one the best in weights/].
     #[arg(long, value_name = "WEIGHTS")]
     weights: Option<PathBuf>,
     /// attention, rollout, gradcam, positions or kernels; repeatable [default: all that the network has].

@@ -9,7 +9,8 @@ use run_record::visible;
 use serde_json::json;
 use trainer::look::pictures::{Found, Unread};
 use trainer::look::predict::{Prediction, predict};
-use trainer::look::trained::{Trained, newest_weights};
+use trainer::look::trained::Trained;
+use trainer::network::located;
 use trainer::optim::precision::{self, Precision};
 use trainer::process::lines::note;
 use trainer::{Error, process::environment, run::recipes};
@@ -22,7 +23,8 @@ pub struct Args {
     /// paths.
     #[arg(required = true, value_name = "PICTURE")]
     pictures: Vec<PathBuf>,
-    /// Weights of a run: its directory, a file, or hf:ORG/NAME[@REVISION][/FILE] [default: those of the newest finished run].
+    /// Weights of a run: its directory, a file, a network in weights/, or hf:ORG/NAME[@REVISION][/FILE] [default: those of
+    /// the newest finished run, or without one the best in weights/].
     #[arg(long, value_name = "WEIGHTS")]
     weights: Option<PathBuf>,
     /// Classes to name.
@@ -49,13 +51,13 @@ enum Format {
     Json,
 }
 
-/// Opens the weights that were asked for, or the newest, and says which.
+/// Opens the weights that were asked for, or those that are taken by default, and says which.
 pub fn open(weights: Option<&PathBuf>, device: &str) -> Result<Trained, Error> {
     let device = environment::device(device)?;
     match weights {
         Some(weights) => Trained::open(weights, device),
         None => {
-            let trained = Trained::open(&newest_weights(&recipes::workspace_root()?)?, device)?;
+            let trained = Trained::open(&located::by_default(&recipes::workspace_root()?)?, device)?;
             note(&trained.in_words());
             Ok(trained)
         }

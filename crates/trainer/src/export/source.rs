@@ -9,6 +9,7 @@ use tch::Device;
 use tch::nn::VarStore;
 
 use crate::Error;
+use crate::network::located;
 use crate::network::registry::{self, Architecture};
 use crate::network::weights::{self, Card, Head, WeightsFile};
 
@@ -44,7 +45,7 @@ impl Source {
     /// # Errors
     /// A file that is damaged or does not say what it belongs to, or one that says something else than `given`.
     pub fn open(path: &Path, given: Option<Architecture>) -> Result<Self, Error> {
-        let path = weights::locate(path)?.path;
+        let path = located::locate(path)?.path;
         let wrong = |problem: String| Error::Weights { path: path.clone(), problem };
         let file = WeightsFile::open(&path)?;
         let described = file.card().map(serde_json::from_str::<Described>).transpose();

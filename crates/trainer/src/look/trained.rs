@@ -1,12 +1,10 @@
 //! A trained network with all that its weights file says of how pictures are shown to it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use data_cifar::{ChannelStats, RgbImage, fit};
 use image::imageops::{self, FilterType};
-use run_record::layout::{RECORD, RUNS};
-use run_record::{CropMode, DatasetName, FolderRecipe, Interpolation, Recipe, RunRecord, STATUS_COMPLETE};
+use run_record::{CropMode, DatasetName, FolderRecipe, Interpolation, Recipe};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
@@ -14,6 +12,7 @@ use core_layers::Model;
 
 use crate::Error;
 use crate::data::presentation::Presentation;
+use crate::network::located;
 use crate::network::weights::{self, Card, Head, WeightsFile};
 
 /// Side of the images of a data set that has pictures of one size only, in pixels.
@@ -37,12 +36,12 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// The network of weights that [`weights::locate`] finds.
+    /// The network of weights that [`located::locate`] finds.
     ///
     /// # Errors
     /// Those of that, or a file that is no weights file of this project, or is damaged.
     pub fn open(path: &Path, device: Device) -> Result<Self, Error> {
-        let path = weights::locate(path)?.path;
+        let path = located::locate(path)?.path;
         let file = WeightsFile::open(&path)?;
         let card = Card::of(&file)?;
         let vs = VarStore::new(device);
@@ -151,31 +150,4 @@ impl Frame {
             _ => imageops::resize(&seen, side, side, FilterType::CatmullRom),
         })
     }
-}
-
-/// The kept weights of the newest finished run in `results/` of the workspace.
-///
-/// # Errors
-/// No such run, or a directory that cannot be read.
-pub fn newest_weights(root: &Path) -> Result<PathBuf, Error> {
-    let runs = root.join("results").join(RUNS);
-    let mut finished = Vec::new();
-    for entry in fs::read_dir(&runs).into_iter().flatten() {
-        let run = entry.map_err(Error::io(&runs))?.path();
-        // What cannot be read is no finished run.
-        let record = fs::read_to_string(run.join(RECORD)).ok();
-        let record = record.and_then(|text| RunRecord::parse(&text).ok());
-        if let (Some(record), Ok(weights)) = (record, weights::of_run(&run))
-            && record.result.status == STATUS_COMPLETE
-        {
-            finished.push((record.result.started_at, weights));
-        }
-    }
-    finished.into_iter().max().map(|(_, weights)| weights).ok_or_else(|| {
-        Error::Usage(format!(
-            "there is no finished run in {}; give --weights FILE, or train one: \
-             cargo xtask train --model convmixer_reference --preset quick",
-            runs.display()
-        ))
-    })
 }

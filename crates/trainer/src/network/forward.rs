@@ -7,12 +7,13 @@ use tch::Device;
 use tch::nn::VarStore;
 
 use crate::Error;
+use crate::network::located;
 use crate::network::registry::Architecture;
 use crate::network::weights::{self, Head, WeightsFile};
 use crate::process::paths::check_output;
 
 /// Runs the images in `input`, a safetensors file (or a PyTorch checkpoint) with a tensor `input` `[B, 3, H, W]`, exactly as the
-/// network is to see them, through the network with the weights that [`weights::locate`] finds. `output` becomes a safetensors file
+/// network is to see them, through the network with the weights that [`located::locate`] finds. `output` becomes a safetensors file
 /// with `logits` `[B, K]`, `features`, and `attention` `[B, heads or 1, h, w]` where the network has it.
 /// Returned are notes on how the weights were read.
 ///
@@ -26,7 +27,7 @@ pub fn forward(
     output: &Path,
     device: Device,
 ) -> Result<Vec<String>, Error> {
-    let located = weights::locate(weights)?.path;
+    let located = located::locate(weights)?.path;
     check_output(output, &[&located, input])?;
     let images = WeightsFile::open(input)?.tensor("input")?;
     let side = architecture.facts.image_size;

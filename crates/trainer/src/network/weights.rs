@@ -1,4 +1,4 @@
-//! Weights as files: where they are, what this project's files say of themselves, and loading with the network's name in what
+//! Weights as files: what this project's files say of themselves, and loading with the network's name in what
 //! is said. Reading and writing itself is [`core_layers::weights`].
 
 #[cfg(test)]
@@ -7,10 +7,9 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use core_layers::weights::{CARD_KEY, Problem, WeightsError, WriteError, shapes, write_safetensors};
-use run_record::layout::{BEST, LAST};
 use run_record::{first_few, write_atomically_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,7 +17,6 @@ use tch::Tensor;
 use tch::nn::VarStore;
 
 use crate::Error;
-use crate::network::hub::{Fetched, Reference};
 use crate::network::registry::{self, Architecture};
 
 pub use core_layers::weights::{Fit, Head, WeightsFile};
@@ -104,42 +102,6 @@ impl Card {
         let other: Vec<String> = other.map(|(field, value)| format!("model.{field} = {value}")).collect();
         (!other.is_empty()).then(|| format!("the file is of {} with {}", self.model, first_few(&other)))
     }
-}
-
-/// Weights that somebody asked for.
-#[derive(Debug)]
-pub struct Located {
-    /// The file.
-    pub path: PathBuf,
-    /// Its name on the hub, if it is from there: with commit and file, so that it stays the same.
-    pub hub: Option<Reference>,
-}
-
-/// The file that `--weights` means: a file, the kept weights of a run's directory, or one on the hub, which is downloaded
-/// unless it is in the cache.
-///
-/// # Errors
-/// A directory that is no run's, or those of [`Reference`].
-pub fn locate(weights: &Path) -> Result<Located, Error> {
-    if let Some(reference) = Reference::of(weights)? {
-        let Fetched { path, exact } = reference.fetch()?;
-        return Ok(Located { path, hub: Some(exact) });
-    }
-    let path = if weights.is_dir() { of_run(weights)? } else { weights.to_owned() };
-    Ok(Located { path, hub: None })
-}
-
-/// The kept weights in a run's directory.
-///
-/// # Errors
-/// A directory without such.
-pub fn of_run(run: &Path) -> Result<PathBuf, Error> {
-    let kept = [BEST, LAST].map(|name| run.join(name));
-    kept.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        let problem =
-            format!("this directory holds no {BEST} and no {LAST}; give a run's directory, or a file");
-        wrong(run, problem)
-    })
 }
 
 /// Opens a weights file and loads it into the network `architecture`, whose tensors are in `vs`. Returned are the notes of

@@ -14,6 +14,7 @@ use crate::data::presentation::Presentation;
 use crate::data::source::{self, Listing, Purpose, Source};
 use crate::network::build::{architecture, check_batch_norm, network_bytes, seed_initial_weights};
 use crate::network::hub::Reference;
+use crate::network::located;
 use crate::network::registry::Architecture;
 use crate::network::weights::{self, Head, WeightsFile};
 use crate::optim::schedule::LearningRate;
@@ -290,7 +291,7 @@ fn initial_weights(
 ) -> Result<Option<WeightsFile>, Error> {
     let Some(asked) = &request.weights else { return Ok(None) };
     let began = run.and_then(|run| run.recipe().ok().flatten()).and_then(|recipe| recipe.initial_weights);
-    let located = match (weights::locate(asked), &began) {
+    let located = match (located::locate(asked), &began) {
         (Ok(located), _) => located,
         (Err(error), Some(began)) => {
             let same = match (Reference::of(asked)?, Reference::of(&began.file)?) {
@@ -347,7 +348,7 @@ fn build(
         return Ok((vs, network));
     };
     let weights =
-        opened.map_or_else(|| Ok::<_, Error>(WeightsFile::open(&weights::locate(file)?.path)?), Ok)?;
+        opened.map_or_else(|| Ok::<_, Error>(WeightsFile::open(&located::locate(file)?.path)?), Ok)?;
     let found = weights.sha256()?;
     if found != *sha256 {
         let problem = format!("its SHA-256 is {found}, the recipe's initial weights have {sha256}");

@@ -303,7 +303,7 @@ mod tests {
         let both = reference(&["train.epochs=3", "augment.flips=true"]).unwrap_err().to_string();
         assert!(both.starts_with("--set augment.flips=true: unknown field `flips`"), "{both}");
         let preset = from_preset(&root(), "quik", "convmixer_reference", &[]).unwrap_err().to_string();
-        assert!(preset.contains("there are finetune, folder, quick, reference"), "{preset}");
+        assert!(preset.contains("there are best, finetune, folder, quick, reference"), "{preset}");
     }
 
     #[test]
