@@ -36,7 +36,7 @@ fn main() -> Result<(), String> {
     // libtorch's vectors inside a tensor iterator; the compiler cannot see that they are written.
     build.flag_if_supported("-Wno-maybe-uninitialized");
     build.files(
-        ["torch_ext", "ops", "batch_norm", "cuda_graph", "frozen", "jit"]
+        ["torch_ext", "ops", "winograd", "batch_norm", "cuda_graph", "frozen", "jit"]
             .map(|name| format!("src/{name}.cpp")),
     );
     build.try_compile("torch_ext").map_err(|error| error.to_string())?;

@@ -2,7 +2,10 @@
 
 use tch::nn::Path;
 use tch::{TchError, Tensor};
-use torch_ext::{LARGEST_DEPTHWISE, channels_last, depthwise, frozen_convolution, has_kernels, is_frozen};
+use torch_ext::{
+    LARGEST_DEPTHWISE, channels_last, depthwise, frozen_convolution, has_kernels, has_winograd, is_frozen,
+    winograd,
+};
 
 use crate::{Init, must, pad_same, parameter, same_padding, trace};
 
@@ -133,6 +136,15 @@ impl Conv2d {
             let bias = self.bias.as_ref();
             let y = frozen_convolution(images, &self.weight, bias, self.stride, padding, self.groups);
             return self.noted(must(y));
+        }
+        let [pad, across] = padding;
+        if self.stride == 1
+            && self.groups == 1
+            && pad == across
+            && pad <= 1
+            && has_winograd(images, &self.weight, pad)
+        {
+            return self.noted(must(winograd(images, &self.weight, self.bias.as_ref(), pad)));
         }
         self.noted(images.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups))
     }

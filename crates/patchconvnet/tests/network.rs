@@ -414,3 +414,12 @@ fn every_tensor_has_its_layer() {
         test_support::check_layers(&narrow, blocks, &[stem], end, &[]);
     }
 }
+
+/// In f32, 3×3 convolutions of many images are computed in another way than those of few.
+#[test]
+fn a_large_batch_has_the_logits_and_gradients_of_small_ones() {
+    let (vs, network) = build(&PatchConvNetConfig::reference());
+    let images = test_support::images(64, 48) / 255.0;
+    let [logits, gradients] = test_support::distance_to_small_batches(&vs, &network, &images);
+    assert!(logits < 5e-6 && gradients < 5e-6, "{logits:e} {gradients:e}");
+}

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use core_layers::{Model, ModelConfig};
 use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 /// What a tensor is for, which decides the range of its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,30 @@ pub fn batch_dependence(network: &dyn Model, images: &Tensor) -> f64 {
         let larger = |most: f64, x: f64| if x > most || x.is_nan() { x } else { most };
         (0..images.size()[0]).map(change).fold(0.0, larger)
     })
+}
+
+/// How far logits and gradients of a batch `[B, 3, H, W]` are from those of its images by fours, over the largest of each:
+/// in eval mode, and where images are kept apart, as far as operations that only many images have are from others.
+pub fn distance_to_small_batches(vs: &VarStore, network: &dyn Model, images: &Tensor) -> [f64; 2] {
+    let count = images.size()[0];
+    let labels = Tensor::arange(count, (Kind::Int64, images.device())).remainder(10);
+    let compute = |together: i64| {
+        let logits = (0..count).step_by(together as usize).map(|first| {
+            let some = |tensor: &Tensor| tensor.narrow(0, first, together.min(count - first));
+            let logits = network.forward_t(&some(images), false);
+            let loss = logits.cross_entropy_loss::<Tensor>(&some(&labels), None, Reduction::Sum, -100, 0.0);
+            loss.backward();
+            logits.detach()
+        });
+        let logits = Tensor::cat(&logits.collect::<Vec<_>>(), 0);
+        let trained = vs.trainable_variables();
+        let gradients: Vec<Tensor> =
+            trained.iter().map(|tensor| tensor.grad().flatten(0, -1).copy()).collect();
+        trained.into_iter().for_each(|mut tensor| tensor.zero_grad());
+        [logits, Tensor::cat(&gradients, 0)]
+    };
+    let (got, want) = (compute(count), compute(4));
+    [0, 1].map(|n| ((&got[n] - &want[n]).abs().max() / want[n].abs().max()).double_value(&[]))
 }
 
 /// Names of the trainable tensors that have no finite gradient after one training step's backward

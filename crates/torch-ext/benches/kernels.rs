@@ -6,7 +6,9 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{BatchNorm, Gelu, attention, channels_last, depthwise, gelu, gelu_batch_norm, layer_norm};
+use torch_ext::{
+    BatchNorm, Gelu, attention, channels_last, depthwise, gelu, gelu_batch_norm, layer_norm, winograd,
+};
 
 /// A tensor to differentiate by.
 fn leaf(shape: &[i64], kind: Kind) -> Tensor {
@@ -94,5 +96,21 @@ fn kernels(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, kernels);
+/// Dense 3×3 convolutions of 64 images: PatchConvNet's, CCT's second stage, and the fewest channels and pixels.
+fn winograd_convolutions(c: &mut Criterion) {
+    for (inputs, outputs, side) in [(256, 256, 12), (64, 128, 16), (32, 32, 32), (16, 16, 32), (256, 256, 3)]
+    {
+        let maps = leaf(&[64, inputs, side, side], Kind::Float).detach();
+        let maps = channels_last(&maps).expect("it has four dimensions").set_requires_grad(true);
+        compare(
+            c,
+            &format!("3×3 convolution, {inputs} to {outputs} channels at {side}×{side}"),
+            &[maps, leaf(&[outputs, inputs, 3, 3], Kind::Float)],
+            &|x| winograd(&x[0], &x[1], None, 1).expect("the tensors fit each other"),
+            &|x| x[0].conv2d(&x[1], None::<&Tensor>, 1, 1, 1, 1),
+        );
+    }
+}
+
+criterion_group!(benches, kernels, winograd_convolutions);
 criterion_main!(benches);

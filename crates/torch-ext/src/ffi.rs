@@ -180,6 +180,19 @@ unsafe extern "C" {
         left: i64,
         result: *mut *mut C_tensor,
     ) -> c_int;
+    pub(crate) fn torch_ext_has_winograd(
+        maps: *const C_tensor,
+        weight: *const C_tensor,
+        padding: i64,
+        result: *mut bool,
+    ) -> c_int;
+    pub(crate) fn torch_ext_winograd(
+        maps: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        padding: i64,
+        result: *mut *mut C_tensor,
+    ) -> c_int;
     pub(crate) fn torch_ext_batch_norm(
         maps: *const C_tensor,
         weight: *const C_tensor,

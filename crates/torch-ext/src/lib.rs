@@ -28,7 +28,7 @@ pub use frozen::{Frozen, frozen_convolution, frozen_linear, is_frozen};
 pub use jit::{ScriptTensor, Trace, TraceArgument, TraceNode, TraceValue, trace, write_script};
 pub use kernels::{
     BatchNorm, Gelu, LARGEST_DEPTHWISE, LARGEST_NORM, add_layer_norm, attention, batch_norm, depthwise, gelu,
-    gelu_batch_norm, has_kernels, kernel_instructions, layer_norm, set_kernels,
+    gelu_batch_norm, has_kernels, has_winograd, kernel_instructions, layer_norm, set_kernels, winograd,
 };
 pub use memory_format::{channels_last, is_channels_last};
 pub use optim::{Adam, LearningRate, Sgd, fused_adamw_, fused_sgd_};

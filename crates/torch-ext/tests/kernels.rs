@@ -4,7 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{
-    Autocast, BatchNorm, Gelu, add_layer_norm, attention, depthwise, gelu, gelu_batch_norm, layer_norm,
+    Autocast, BatchNorm, Gelu, add_layer_norm, attention, depthwise, gelu, gelu_batch_norm, has_winograd,
+    layer_norm, winograd,
 };
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -63,10 +64,14 @@ fn assert_like_f64(
     let want = with_gradients(inputs, Kind::Double, grad, exact);
     for (kind, tolerance) in [(Kind::Float, 2e-6), (Kind::BFloat16, 1.5e-2)] {
         let got = with_gradients(inputs, kind, grad, fast);
-        for (n, (got, want)) in got.iter().zip(&want).enumerate() {
-            let found = difference(got, want);
-            assert!(found < tolerance, "{what} in {kind:?}, result {n}: {found:e}");
-        }
+        assert_near(&format!("{what} in {kind:?}"), &got, &want, tolerance);
+    }
+}
+
+fn assert_near(what: &str, got: &[Tensor], want: &[Tensor], tolerance: f64) {
+    for (n, (got, want)) in got.iter().zip(want).enumerate() {
+        let found = difference(got, want);
+        assert!(found < tolerance, "{what}, result {n}: {found:e}");
     }
 }
 
@@ -260,6 +265,81 @@ fn depthwise_convolutions_and_their_gradients_are_those_of_f64() {
         let bias = inputs[2].view([1, -1, 1, 1]);
         assert!(difference(&without.unwrap(), &(exact(&inputs) - bias)) < 2e-6);
     }
+}
+
+#[test]
+fn winograd_convolutions_and_their_gradients_are_those_of_f64() {
+    // The transformations cost a digit: libtorch's own error is 3e-7 here.
+    // Maps that tiles fill and that they do not, smaller than one, with and without padding; few channels and many.
+    for (images, inputs, outputs, height, width, padding) in [
+        (2, 16, 32, 12, 12, 1),
+        (1, 32, 16, 5, 7, 1),
+        (3, 64, 128, 16, 16, 0),
+        (20, 48, 80, 9, 13, 1),
+        (2, 16, 16, 1, 2, 1),
+        (1, 96, 64, 3, 3, 0),
+        (9, 256, 256, 12, 12, 1),
+    ] {
+        let tensors = [
+            numbers(&[images, inputs, height, width], 1),
+            numbers(&[outputs, inputs, 3, 3], 2),
+            numbers(&[outputs], 3),
+        ];
+        let smaller = 2 - 2 * padding;
+        let grad = numbers(&[images, outputs, height - smaller, width - smaller], 4);
+        let exact = |tensors: &[Tensor]| {
+            tensors[0].conv2d(&tensors[1], Some(&tensors[2]), [1, 1], [padding, padding], [1, 1], 1)
+        };
+        let fast =
+            |tensors: &[Tensor]| winograd(&tensors[0], &tensors[1], Some(&tensors[2]), padding).unwrap();
+        let want = with_gradients(&tensors, Kind::Double, &grad, &exact);
+        let got = with_gradients(&tensors, Kind::Float, &grad, &fast);
+        assert_near(&format!("{inputs} to {outputs}"), &got, &want, 5e-6);
+        let [maps, weight, bias] = tensors.map(|tensor| tensor.to_kind(Kind::Float));
+        let without = winograd(&maps, &weight, None, padding).unwrap();
+        assert!(difference(&(without + bias.view([1, -1, 1, 1])), &want[0]) < 5e-6);
+    }
+}
+
+#[test]
+fn images_and_threads_do_not_mix_in_winograd_convolutions() {
+    let _alone = generator();
+    let [maps, weight] = [numbers(&[37, 32, 9, 9], 1), numbers(&[48, 32, 3, 3], 2)];
+    let [maps, weight] = [maps, weight].map(|tensor| tensor.to_kind(Kind::Float));
+    let run = |threads| {
+        tch::set_num_threads(threads);
+        let (maps, weight) = (maps.copy().set_requires_grad(true), weight.copy().set_requires_grad(true));
+        let y = winograd(&maps, &weight, None, 1).unwrap();
+        let grads = Tensor::run_backward(&[y.square().sum(Kind::Float)], &[&maps, &weight], false, false);
+        (y.detach(), grads)
+    };
+    let (one, two) = (run(1), run(2));
+    assert_eq!(one, two, "bit for bit");
+    assert_eq!(winograd(&maps.narrow(0, 36, 1), &weight, None, 1).unwrap(), one.0.narrow(0, 36, 1));
+}
+
+#[test]
+fn winograd_convolutions_that_cannot_be_computed_so_are_refused() {
+    let maps = Tensor::ones([64, 32, 8, 8], (Kind::Float, Device::Cpu));
+    let weight = |shape: [i64; 4]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+    let fits = weight([32, 32, 3, 3]);
+    assert!(has_winograd(&maps, &fits, 1) && winograd(&maps, &fits, None, 1).is_ok());
+    for other in [[32, 32, 5, 5], [33, 32, 3, 3], [32, 16, 3, 3]] {
+        assert!(!has_winograd(&maps, &weight(other), 1) && winograd(&maps, &weight(other), None, 1).is_err());
+    }
+    // These are computed, and libtorch is faster.
+    let few = maps.narrow(0, 0, 63);
+    assert!(!has_winograd(&few, &fits, 1) && winograd(&few, &fits, None, 1).is_ok());
+    let narrow = weight([16, 32, 3, 3]);
+    assert!(!has_winograd(&maps, &narrow, 1) && winograd(&maps, &narrow, None, 1).is_ok());
+    let double = maps.to_kind(Kind::Double);
+    assert!(!has_winograd(&double, &fits, 1) && winograd(&double, &fits, None, 1).is_err());
+    {
+        let _autocast = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
+        assert!(!has_winograd(&maps, &fits, 1) && winograd(&maps, &fits, None, 1).is_err());
+    }
+    assert!(winograd(&maps, &fits, None, 2).is_err() && winograd(&maps, &fits, Some(&maps), 1).is_err());
+    assert!(winograd(&maps.narrow(2, 0, 2), &fits, None, 0).is_err());
 }
 
 #[test]

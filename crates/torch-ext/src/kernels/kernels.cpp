@@ -6,6 +6,7 @@
 #include "gelu.h"
 #include "kernels.h"
 #include "layer_norm.h"
+#include "winograd.h"
 
 // The instance of a template for a kind of element and a form of GELU.
 #define COMMA ,
@@ -50,6 +51,13 @@ extern const Kernels KERNELS = {
       (element == Element::F32 ? depthwise_block_backward<float> : depthwise_block_backward<bf16>)(
           args, begin, end, channel, sums, scratch);
     },
+    panel_of,
+    tiles_of,
+    winograd_weights,
+    winograd_scratch,
+    winograd_block,
+    winograd_see,
+    winograd_seen,
     [](Element element, const BatchNormArgs &args, int64_t begin, int64_t end, float *sums) {
       OF_KIND(batch_norm_sums, element, args.form, COMMA false)(args, begin, end, sums);
     },

@@ -72,6 +72,26 @@ struct DepthwiseArgs {
   void *out;
 };
 
+// Positions of a transformed tile, and what channels are a multiple of.
+constexpr int64_t WINOGRAD_POSITIONS = 36, WINOGRAD_CHANNELS = 16;
+
+// Two of the six points whose values stand for a polynomial; the others are their negatives, 0 and infinity.
+constexpr float WINOGRAD_POINTS[2] = {3.0f / 4, 3.0f / 2};
+
+// Convolution at stride 1 with 3×3 kernels in f32: maps [images, height, width, inputs], results of 2·padding - 2 pixels
+// more on each side [images, .., .., outputs].
+struct WinogradArgs {
+  int64_t height, width, inputs, outputs, padding;
+  const float *x;
+  // Transformed: [36, outputs / panel, inputs, panel].
+  const float *weight;
+  // [outputs], or null.
+  const float *bias;
+  float *out;
+  // Of the results, for the gradient of the weights.
+  const float *grad;
+};
+
 // Batch norm of GELU(x) over pixels [pixels, channels]. All but maps are f32 [channels].
 struct BatchNormArgs {
   int64_t channels;
@@ -133,6 +153,24 @@ struct Kernels {
   // `sums` [kernel² + 1, channels]: gradients of weights and bias for these images.
   void (*depthwise_backward)(
       Element, const DepthwiseArgs &, int64_t begin, int64_t end, int64_t channel, float *sums, float *scratch);
+
+  // Channels beside each other in a panel of transformed weights.
+  int64_t (*winograd_panel)(int64_t channels);
+  int64_t (*winograd_tiles)(const WinogradArgs &);
+  // Columns [begin, end) of [rows, depth] · [depth, columns]: what happens to weights before the products, and to their
+  // gradients after them.
+  void (*winograd_weights)(
+      int64_t rows, int64_t depth, const float *matrix, const float *from, int64_t columns, int64_t begin, int64_t end,
+      float *to);
+  // f32 numbers of working memory for so many images.
+  int64_t (*winograd_scratch)(const WinogradArgs &, int64_t images);
+  // Images [begin, end), with working memory for as many.
+  void (*winograd)(const WinogradArgs &, int64_t begin, int64_t end, float *scratch);
+  // Transforms one of `images` and its gradients, for the next.
+  void (*winograd_see)(const WinogradArgs &, int64_t image, int64_t images, float *scratch);
+  // Adds to the gradient of the transformed weights at a position, [inputs, outputs].
+  void (*winograd_seen)(
+      const WinogradArgs &, int64_t position, int64_t images, const float *scratch, float *grad_weight);
 
   // Pixels [begin, end). `sums` [2, channels]: forward of GELU(x) - mean and its square, backward of the gradient and of
   // it times the normalised activation.
