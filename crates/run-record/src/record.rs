@@ -165,7 +165,7 @@ pub struct RunRecord {
     /// What logits are divided by to make probabilities as confident as they are right, fitted on the validation images
     /// ([`crate::temperature`]); once the run is complete. (Not before format 5.)
     pub temperature: Option<f64>,
-    /// The command line of the trainer.
+    /// The command line of the trainer, of the program its name alone.
     pub command: Vec<String>,
     /// Version of the trainer.
     pub trainer_version: String,

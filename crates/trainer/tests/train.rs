@@ -52,6 +52,10 @@ fn a_run_on_real_digits_learns_and_is_recorded_reused_and_protected() {
     assert_eq!(result["dataset"], "digits");
     assert_eq!(result["libtorch"], "2.11.0");
     assert_eq!(result["data_sha256"].as_str().map(str::len), Some(64));
+    assert_eq!(
+        (&record_before["command"][0], &record_before["command"][1]),
+        (&"trainer".into(), &"train".into())
+    );
     let top1 = result["test_top1"].as_f64().expect("it was tested");
     assert!(top1 > 0.8, "test top-1 {top1}");
     // Trained three epochs, tested the best of them.

@@ -92,7 +92,9 @@ pub fn peak_memory_mb(device: Device) -> Option<f64> {
     peak_memory(device).map(|bytes| (bytes as f64 / f64::from(1 << 20)).round())
 }
 
-/// The command line, as given.
+/// The command line as given, of the program its name alone: where it lies says nothing to whoever reads the record elsewhere.
 pub fn command() -> Vec<String> {
-    env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect()
+    let words = env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let name = |program: String| program.rsplit('/').next().map(str::to_owned).unwrap_or_default();
+    words.enumerate().map(|(n, word)| if n == 0 { name(word) } else { word }).collect()
 }
