@@ -23,7 +23,7 @@ enum Outcome {
 }
 
 /// Top-level names a checkout may hold.
-const TOP_LEVEL: [&str; 20] = [
+const TOP_LEVEL: [&str; 21] = [
     ".cargo",
     ".ci",
     ".gitignore",
@@ -40,6 +40,7 @@ const TOP_LEVEL: [&str; 20] = [
     "docs",
     "fuzz",
     "recipes",
+    "weights",
     "rustfmt.toml",
     "xtask",
     ".gitattributes",
@@ -52,6 +53,9 @@ const LITTER: [&str; 13] =
 
 /// Largest file that belongs into the repository.
 const SIZE_LIMIT: u64 = 1 << 20;
+
+/// Largest weights of a network that comes with the project.
+const WEIGHTS_LIMIT: u64 = 25 << 20;
 
 pub(crate) fn check(place: &Place) -> Result<u8> {
     libtorch::ensure(place, FlavorChoice::Auto, None)?;
@@ -259,11 +263,13 @@ fn strays(files: &[&str], size: impl Fn(&str) -> u64) -> Vec<String> {
             found.push(format!("{file} looks like the output of a program"));
         }
         let in_tests = Path::new(file).components().any(|part| part.as_os_str() == "tests");
-        if file.ends_with(".safetensors") && !in_tests {
-            found.push(format!("{file}: weights belong into results, references into a crate's tests"));
+        let tensors = file.ends_with(".safetensors");
+        if tensors && !in_tests && top != "weights" {
+            found.push(format!("{file}: weights belong into results or weights, references into a crate's tests"));
         }
-        if size(file) > SIZE_LIMIT && !file.starts_with("datasets/digits/") {
-            found.push(format!("{file} is larger than 1 MiB"));
+        let limit = if tensors && top == "weights" { WEIGHTS_LIMIT } else { SIZE_LIMIT };
+        if size(file) > limit && !file.starts_with("datasets/digits/") {
+            found.push(format!("{file} is larger than {} MiB", limit >> 20));
         }
     }
     for name in crates {
@@ -370,6 +376,7 @@ fn after() -> Tensor {
             "crates/vit/tests/data/parity.safetensors",
             "datasets/digits/large.csv",
             "recipes/quick/vit.toml",
+            "weights/runs/large/last.safetensors",
         ];
         assert_eq!(strays(&good, size), Vec::<String>::new());
         let bad = [
@@ -377,13 +384,14 @@ fn after() -> Tensor {
             "crates/empty/README.md",
             "docs/page.md~",
             "docs/large.png",
+            "weights/large.csv",
             "docs/best.safetensors",
             "xtask/libx.so",
         ];
         let found = strays(&bad, size);
         assert_eq!(found.len(), bad.len(), "{found:?}");
         for (name, text) in
-            bad.iter().zip(["notes.txt", "crates/empty", "page.md~", "large.png", "best", "libx.so"])
+            bad.iter().zip(["notes.txt", "crates/empty", "page.md~", "large.png", "large.csv", "best", "libx.so"])
         {
             assert!(found.iter().any(|line| line.contains(text)), "{name}: {found:?}");
         }

@@ -166,6 +166,9 @@ fn shortened(status: &str) -> String {
 }
 
 #[cfg(test)]
+mod shipped;
+
+#[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use run_record::{RECORD_FORMAT, SummaryRow};
