@@ -265,7 +265,9 @@ fn strays(files: &[&str], size: impl Fn(&str) -> u64) -> Vec<String> {
         let in_tests = Path::new(file).components().any(|part| part.as_os_str() == "tests");
         let tensors = file.ends_with(".safetensors");
         if tensors && !in_tests && top != "weights" {
-            found.push(format!("{file}: weights belong into results or weights, references into a crate's tests"));
+            found.push(format!(
+                "{file}: weights belong into results or weights, references into a crate's tests"
+            ));
         }
         let limit = if tensors && top == "weights" { WEIGHTS_LIMIT } else { SIZE_LIMIT };
         if size(file) > limit && !file.starts_with("datasets/digits/") {
@@ -390,9 +392,15 @@ fn after() -> Tensor {
         ];
         let found = strays(&bad, size);
         assert_eq!(found.len(), bad.len(), "{found:?}");
-        for (name, text) in
-            bad.iter().zip(["notes.txt", "crates/empty", "page.md~", "large.png", "large.csv", "best", "libx.so"])
-        {
+        for (name, text) in bad.iter().zip([
+            "notes.txt",
+            "crates/empty",
+            "page.md~",
+            "large.png",
+            "large.csv",
+            "best",
+            "libx.so",
+        ]) {
             assert!(found.iter().any(|line| line.contains(text)), "{name}: {found:?}");
         }
     }

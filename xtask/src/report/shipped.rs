@@ -50,6 +50,9 @@ fn tables_are_those_of_the_records() {
     assert_eq!(file("weights/summary.csv").into_bytes(), to_csv(&summary::summarise(&rows)).unwrap());
     let table = table(&rows).to_string();
     for page in ["docs/results.md", "weights/README.md"] {
-        assert!(file(page).contains(&table), "{page} has not what `cargo xtask report --results weights` prints:\n{table}");
+        assert!(
+            file(page).contains(&table),
+            "{page} has not what `cargo xtask report --results weights` prints:\n{table}"
+        );
     }
 }
