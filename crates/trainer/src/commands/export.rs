@@ -11,7 +11,7 @@ use trainer::process::lines::note;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run's directory, or a weights file.
+    /// A run's directory, a weights file, or a network in weights/.
     #[arg(value_name = "RUN_OR_WEIGHTS")]
     weights: PathBuf,
     /// What to write.

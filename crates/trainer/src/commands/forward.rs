@@ -13,8 +13,8 @@ use super::NetworkArgs;
 pub struct Args {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Weights: a safetensors file, a PyTorch checkpoint, a run's directory, or hf:ORG/NAME[@REVISION][/FILE];
-    /// with --num-classes, a head of another size is left at its initial values.
+    /// Weights: a safetensors file, a PyTorch checkpoint, a run's directory, a network in weights/, or
+    /// hf:ORG/NAME[@REVISION][/FILE]; with --num-classes, a head of another size is left at its initial values.
     #[arg(long, value_name = "WEIGHTS")]
     weights: PathBuf,
     /// File with a tensor `input` [B, 3, H, W], resized and normalised as the network expects.

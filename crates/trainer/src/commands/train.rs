@@ -17,8 +17,8 @@ use super::{RecipeArgs, device_of, launched, listen};
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Initial weights: a safetensors file, a PyTorch checkpoint, a run's directory, or hf:ORG/NAME[@REVISION][/FILE];
-    /// the head is re-initialised for other classes.
+    /// Initial weights: a safetensors file, a PyTorch checkpoint, a run's directory, a network in weights/, or
+    /// hf:ORG/NAME[@REVISION][/FILE]; the head is re-initialised for other classes.
     #[arg(long, value_name = "WEIGHTS")]
     weights: Option<PathBuf>,
     /// Run directory [default: results/runs/<model>--<preset>--s<seed>].
