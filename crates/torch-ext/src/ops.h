@@ -71,6 +71,10 @@ inline void require(bool condition, const char *problem) {
     throw ArgumentError(problem);
 }
 
+// For a gradient that autograd cannot see into: asked for one to differentiate again, it would leave out terms and say
+// nothing. Autograd records a backward pass in that case alone.
+inline void require_first_derivative(const char *problem) { require(!c10::GradMode::is_enabled(), problem); }
+
 // A function's answer. Where no gradients are asked for, nothing is kept for any.
 template <class Function, class... Arguments>
 auto run(const Arguments &...arguments) {

@@ -153,6 +153,7 @@ struct WinogradFunction : torch::autograd::Function<WinogradFunction> {
 
   static variable_list backward(AutogradContext *context, const variable_list &grads) {
     RECORD_FUNCTION("torch_ext::winograd_backward", {});
+    require_first_derivative("winograd: there is no second derivative; switch kernels off for one");
     const auto saved = context->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1];
     const int64_t padding = context->saved_data["padding"].toInt();
